@@ -296,6 +296,7 @@ async def open_service(
         examples=example_repository,
         max_pool=settings.max_pool_images,
         metrics=metrics,
+        words=everyday_names()[::_UNRELATED_STEP],
     )
     catalogue = CaptionCatalogue(
         settings.effective_captions_dir,

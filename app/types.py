@@ -48,6 +48,7 @@ class ClassEntry:
 
     ``descriptions`` are sentences about how the class looks; ``features`` are short phrases, read as "NAME, which has
     ..."; ``synonyms`` are other names; ``prompt``, if given, replaces the templates, with ``{}`` for the name.
+    ``threshold`` is the score from which an image has the label, where images have several labels.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ClassEntry:
     synonyms: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     prompt: str | None = None
+    threshold: float | None = None
 
 
 class MergeSynonyms(StrEnum):
@@ -71,6 +73,7 @@ class LabelSet:
     ``templates`` names a template set, or is itself one template that contains ``{}``. ``examples_revision``
     belongs to the label set, not to the version: it counts the changes of its example images, and is 0 without any.
     ``deletions_revision`` is the revision after the last deletion of examples: results of older ones must not be used.
+    ``multi_label`` means that an image may have several of the labels, or none, unless a request says otherwise.
     """
 
     name: str
@@ -81,6 +84,7 @@ class LabelSet:
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     examples_revision: int = 0
     deletions_revision: int = 0
+    multi_label: bool = False
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -112,6 +116,10 @@ class Scoring:
     An image whose score ``reject_by`` is below ``reject_below`` is rejected; ``false_rejection_rate`` is the measured
     share of images of a class that this rejects wrongly. A label is in the prediction set of ``coverage`` if its
     probability is at least ``1 - set_quantile``.
+
+    With ``multi_label``, each label has a probability of its own, and an image has the labels whose probability is at
+    least their threshold in ``thresholds``, which has one for each class. ``label_scalings`` are the slope and the
+    intercept with which the log odds of each class are calibrated; empty without labelled images.
     """
 
     temperature: float = 1.0
@@ -122,6 +130,9 @@ class Scoring:
     coverage: float | None = None
     set_quantile: float | None = None
     warnings: tuple[str, ...] = ()
+    multi_label: bool = False
+    thresholds: tuple[float, ...] = ()
+    label_scalings: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +183,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class for one image: ``score`` is a probability in [0, 1], ``similarity`` the raw cosine."""
+    """One class for one image: ``score`` is a probability in [0, 1], ``similarity`` the raw cosine.
+
+    ``above`` says whether the score is at least the ``threshold`` of the label; both are None unless images may have
+    several labels.
+    """
 
     label: str
     score: float
     similarity: float
+    threshold: float | None = None
+    above: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +255,8 @@ class ImageResult:
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
     ``weak_match`` means that no label is more similar to the image than unrelated labels are; None if this is unknown.
-    ``warnings`` concern this image alone.
+    ``warnings`` concern this image alone. ``labels`` are those that the image has, best first, where it may have
+    several; None elsewhere.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -252,6 +270,7 @@ class ImageResult:
     image_id: str | None = None
     weak_match: bool | None = None
     warnings: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

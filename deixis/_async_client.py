@@ -319,7 +319,7 @@ class AsyncLabelSets(_AsyncResource):
     async def import_shipped(self, name: str) -> answers.LabelSet:
         """Write a label set that comes with the service under its name, as a new version if it exists."""
         content = await self._send(_calls.shipped_label_set(name))
-        return await self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+        return await self.put(name, content.classes, **_calls.settings_of(content))
 
     async def put(
         self,
@@ -328,10 +328,16 @@ class AsyncLabelSets(_AsyncResource):
         *,
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
+        multi_label: bool | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
-        return await self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
+        settings: _calls.LabelSetSettings = {
+            "templates": templates,
+            "merge_synonyms": merge_synonyms,
+            "multi_label": multi_label,
+        }
+        return await self._send(_calls.put_label_set(name, classes, settings, version))
 
     async def add_classes(
         self, name: str, classes: Sequence[ClassLike], *, version: int | None = None
@@ -350,16 +356,17 @@ class AsyncLabelSets(_AsyncResource):
     async def evaluate(
         self,
         name: str,
-        images: Mapping[str, Iterable[ImageLike]] | None = None,
+        images: Mapping[str, Iterable[ImageLike]] | Iterable[tuple[ImageLike, Sequence[str]]] | None = None,
         *,
         model: str | None = None,
         template: str | None = None,
+        multi_label: bool | None = None,
     ) -> AsyncJob:
         """Start a job that compares all methods; ``LabelSets.evaluate`` documents the arguments."""
-        labelled = [
-            (label, upload) for label, group in (images or {}).items() for upload in await _read_all(read_upload, group)
-        ]
-        return await self._job(_calls.evaluate(name, labelled, model, template))
+        pairs = _calls.labelled_pairs(images)
+        uploads = await _read_all(read_upload, [image for _, image in pairs])
+        labelled = [(label, upload) for (label, _), upload in zip(pairs, uploads, strict=True)]
+        return await self._job(_calls.evaluate(name, labelled, model, template, multi_label=multi_label))
 
     async def selection(self, name: str, *, model: str | None = None) -> answers.Selection:
         """Return the method that is selected for the label set, and the evidence for it."""
@@ -402,13 +409,19 @@ class AsyncExamples(_AsyncResource):
         return (await self._send(_calls.examples(name, None, None))).counts
 
     async def add(
-        self, name: str, images: Iterable[ImageLike], *, label: str | Sequence[str | None] | None = None
+        self,
+        name: str,
+        images: Iterable[ImageLike],
+        *,
+        label: str | Sequence[str | Sequence[str] | None] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> answers.AddedExamples:
         """Add example images in one request; ``Examples.add`` documents the arguments."""
-        return await self._send(_calls.add_examples(name, await _read_all(read_upload, images), label))
+        uploads = await _read_all(read_upload, images)
+        return await self._send(_calls.add_examples(name, uploads, _calls.labels_of(label, classes, len(uploads))))
 
     async def import_folder(
-        self, name: str, folder: str, *, label: str | None = None, by_subfolder: bool | None = None
+        self, name: str, folder: str, *, label: str | Sequence[str] | None = None, by_subfolder: bool | None = None
     ) -> AsyncJob:
         """Start a job that adds a folder on the machine of the service, below its DEIXIS_IMPORT_DIR."""
         return await self._job(_calls.import_examples(name, folder, label, by_subfolder=by_subfolder))

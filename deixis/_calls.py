@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
@@ -46,6 +46,15 @@ class ClassifyOptions(TypedDict, total=False):
     false_rejection_rate: float
     coverage: float
     keep_features: bool
+    multi_label: bool
+
+
+class LabelSetSettings(TypedDict):
+    """Everything in a label set except its classes; None is the default of the service."""
+
+    templates: str | None
+    merge_synonyms: Literal["max", "mean"] | None
+    multi_label: bool | None
 
 
 class DescribeOptions(TypedDict, total=False):
@@ -322,17 +331,22 @@ def label_set(reference: str) -> Call[answers.LabelSet]:
 
 
 def put_label_set(
-    name: str, classes: Sequence[ClassLike], templates: str | None, merge_synonyms: str | None, version: int | None
+    name: str, classes: Sequence[ClassLike], settings: LabelSetSettings, version: int | None
 ) -> Call[answers.LabelSet]:
     """Write a version of a label set."""
-    body = {
-        "classes": [_json_class(entry) for entry in classes],
-        "templates": templates,
-        "merge_synonyms": merge_synonyms,
-    }
+    body = {"classes": [_json_class(entry) for entry in classes], **settings}
     body = {field: value for field, value in body.items() if value is not None}
     headers = {"If-None-Match": "*"} if version == 0 else _if_match(version)
     return Call("PUT", _label_set(name), _model(answers.LabelSet), json=body, headers=headers)
+
+
+def settings_of(content: answers.ShippedLabelSet) -> LabelSetSettings:
+    """Return the settings of a label set that comes with the service."""
+    return {
+        "templates": content.templates,
+        "merge_synonyms": content.merge_synonyms,
+        "multi_label": content.multi_label or None,  # an older service does not know it
+    }
 
 
 def _json_class(entry: ClassLike) -> Any:
@@ -357,15 +371,32 @@ def delete_label_set(name: str, version: int | None) -> Call[None]:
     return Call("DELETE", _label_set(name), _nothing, headers=_if_match(version))
 
 
+def labelled_pairs(
+    images: Mapping[str, Iterable[ImageLike]] | Iterable[tuple[ImageLike, Sequence[str]]] | None,
+) -> list[tuple[str | Sequence[str], ImageLike]]:
+    """Return each image with its class or classes."""
+    if isinstance(images, Mapping):
+        return [(label, image) for label, group in images.items() for image in group]
+    return [([labels] if isinstance(labels, str) else labels, image) for image, labels in images or ()]
+
+
 def evaluate(
-    name: str, images: Sequence[tuple[str, Upload]], model: str | None, template: str | None
+    name: str,
+    images: Sequence[tuple[str | Sequence[str], Upload]],
+    model: str | None,
+    template: str | None,
+    *,
+    multi_label: bool | None,
 ) -> Call[answers.JobState]:
     """Compare all methods on labelled images or, without images, on the stored example images."""
-    fields = {key: value for key, value in {"model": model, "template": template}.items() if value is not None}
+    given = {"model": model, "template": template}
+    fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     path, read = f"{_label_set(name)}:evaluate", _model(answers.JobState)
     if not images:
-        return Call("POST", path, read, json=fields)
-    data: dict[str, str | list[str]] = {**fields, "class": [label for label, _ in images]}
+        return Call("POST", path, read, json=fields if multi_label is None else {**fields, "multi_label": multi_label})
+    data: dict[str, str | list[str]] = {**fields, "class": [_class_field(label) for label, _ in images]}
+    if multi_label is not None:
+        data["multi_label"] = "true" if multi_label else "false"
     return Call("POST", path, read, data=data, files=_files([image for _, image in images]))
 
 
@@ -392,24 +423,49 @@ def examples(name: str, label: str | None, after: str | int | None) -> Call[Exam
 
 
 def add_examples(
-    name: str, images: Sequence[Upload], labels: str | Sequence[str | None] | None
+    name: str, images: Sequence[Upload], labels: str | Sequence[str | Sequence[str] | None] | None
 ) -> Call[answers.AddedExamples]:
-    """Add example images. ``labels`` is the class of all images, or a class per image; None for unlabelled images.
+    """Add example images. ``labels`` is the class of all images, or the class or classes of each; None for none.
 
     Repeatable, because an image that is stored already is not stored again.
     """
     data: dict[str, str | list[str]] = {}
     if isinstance(labels, str):
         data["class"] = labels
-    elif labels is not None and any(label is not None for label in labels):
-        data["class"] = [label or "" for label in labels]
+    elif labels is not None and any(labels):
+        data["class"] = [_class_field(label) for label in labels]
     path, read = _label_set(name, "images"), _model(answers.AddedExamples)
     return Call("POST", path, read, data=data, files=_files(images), repeatable=True)
 
 
-def import_examples(name: str, folder: str, label: str | None, *, by_subfolder: bool | None) -> Call[answers.JobState]:
+def labels_of(
+    label: str | Sequence[str | Sequence[str] | None] | None, classes: Sequence[str] | None, images: int
+) -> str | Sequence[str | Sequence[str] | None] | None:
+    """Return ``label``, or ``classes`` once per image.
+
+    Raises:
+        ValueError: both are given, or ``classes`` is a text.
+    """
+    if classes is None:
+        return label
+    if label is not None or isinstance(classes, str):
+        raise ValueError("give either label, or classes as a list of the classes that every image has")
+    return [list(classes)] * images
+
+
+def _class_field(label: str | Sequence[str] | None) -> str:
+    """Return the classes of an image as the service reads them: one as it is, several as a JSON array."""
+    if label is None or isinstance(label, str):
+        return label or ""
+    return label[0] if len(label) == 1 else json.dumps(list(label), ensure_ascii=False) if label else ""
+
+
+def import_examples(
+    name: str, folder: str, label: str | Sequence[str] | None, *, by_subfolder: bool | None
+) -> Call[answers.JobState]:
     """Add a folder on the machine of the service."""
-    fields = {"folder": folder, "class": label, "by_subfolder": by_subfolder}
+    name_of_field = "class" if label is None or isinstance(label, str) else "classes"
+    fields = {"folder": folder, name_of_field: label, "by_subfolder": by_subfolder}
     body = {key: value for key, value in fields.items() if value is not None}
     return Call("POST", _label_set(name, "images"), _model(answers.JobState), json=body)
 

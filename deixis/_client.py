@@ -337,7 +337,7 @@ class LabelSets(_Resource):
     def import_shipped(self, name: str) -> answers.LabelSet:
         """Write a label set that comes with the service under its name, as a new version if it exists."""
         content = self._send(_calls.shipped_label_set(name))
-        return self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+        return self.put(name, content.classes, **_calls.settings_of(content))
 
     def put(
         self,
@@ -346,10 +346,16 @@ class LabelSets(_Resource):
         *,
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
+        multi_label: bool | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
-        return self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
+        settings: _calls.LabelSetSettings = {
+            "templates": templates,
+            "merge_synonyms": merge_synonyms,
+            "multi_label": multi_label,
+        }
+        return self._send(_calls.put_label_set(name, classes, settings, version))
 
     def add_classes(self, name: str, classes: Sequence[ClassLike], *, version: int | None = None) -> answers.LabelSet:
         """Write a version with additional classes."""
@@ -366,21 +372,23 @@ class LabelSets(_Resource):
     def evaluate(
         self,
         name: str,
-        images: Mapping[str, Iterable[ImageLike]] | None = None,
+        images: Mapping[str, Iterable[ImageLike]] | Iterable[tuple[ImageLike, Sequence[str]]] | None = None,
         *,
         model: str | None = None,
         template: str | None = None,
+        multi_label: bool | None = None,
     ) -> Job:
-        """Start a job that compares all methods.
+        """Start a job that compares all methods, or with several classes per image, measures zero-shot.
 
         Args:
             name: the label set.
-            images: labelled images, by class; by default the stored example images.
+            images: labelled images, by class, or pairs of an image and its classes; by default the stored examples.
             model: the model; by default the service's first.
             template: a template set or one template; by default that of the label set.
+            multi_label: images may have several classes; by default true if one of ``images`` has.
         """
-        labelled = [(label, read_upload(image)) for label, group in (images or {}).items() for image in group]
-        return self._job(_calls.evaluate(name, labelled, model, template))
+        labelled = [(label, read_upload(image)) for label, image in _calls.labelled_pairs(images)]
+        return self._job(_calls.evaluate(name, labelled, model, template, multi_label=multi_label))
 
     def selection(self, name: str, *, model: str | None = None) -> answers.Selection:
         """Return the method that is selected for the label set, and the evidence for it."""
@@ -426,19 +434,26 @@ class Examples(_Resource):
         return self._send(_calls.examples(name, None, None)).counts
 
     def add(
-        self, name: str, images: Iterable[ImageLike], *, label: str | Sequence[str | None] | None = None
+        self,
+        name: str,
+        images: Iterable[ImageLike],
+        *,
+        label: str | Sequence[str | Sequence[str] | None] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> answers.AddedExamples:
         """Add example images in one request.
 
         Args:
             name: the label set.
             images: the images.
-            label: the class of all images, or a class per image; None for unlabelled images.
+            label: the class of all images, or the class or classes of each; None for unlabelled images.
+            classes: instead of ``label``, the classes that every image has.
         """
-        return self._send(_calls.add_examples(name, [read_upload(image) for image in images], label))
+        uploads = [read_upload(image) for image in images]
+        return self._send(_calls.add_examples(name, uploads, _calls.labels_of(label, classes, len(uploads))))
 
     def import_folder(
-        self, name: str, folder: str, *, label: str | None = None, by_subfolder: bool | None = None
+        self, name: str, folder: str, *, label: str | Sequence[str] | None = None, by_subfolder: bool | None = None
     ) -> Job:
         """Start a job that adds a folder on the machine of the service, below its DEIXIS_IMPORT_DIR."""
         return self._job(_calls.import_examples(name, folder, label, by_subfolder=by_subfolder))

@@ -46,6 +46,8 @@ class Prediction(Answer):
     label: str
     score: float = Field(description="Probability, in [0, 1].")
     similarity: float = Field(description="Cosine between image and label, in [-1, 1].")
+    threshold: float | None = Field(None, description="With `multi_label`: the threshold of the label.")
+    above: bool | None = Field(None, description="With `multi_label`: whether the score reaches the threshold.")
 
     def __repr__(self) -> str:
         return f"Prediction({self.label!r}, {self.score:.{SHOWN_DIGITS}f})"
@@ -124,6 +126,9 @@ class ImageResult(Answer):
     rejection_score: float | None = None
     image_id: str | None = Field(None, description="With `keep_features`: names the image in later requests.")
     weak_match: bool | None = Field(None, description="Whether probably none of the labels fits.")
+    labels: list[str] | None = Field(
+        None, description="With `multi_label`: the labels that reach their threshold, best first; empty if none does."
+    )
     warnings: list[str] = []
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)
@@ -142,7 +147,9 @@ class ImageResult(Answer):
 
     @property
     def label(self) -> str | None:
-        """The best label; None if there is an error or the image was rejected."""
+        """The best label; None if there is an error, the image was rejected, or ``labels`` is empty."""
+        if self.labels is not None:
+            return self.labels[0] if self.labels else None
         return self.predictions[0].label if self.predictions and not self.rejected else None
 
 
@@ -186,6 +193,7 @@ class Classification(Answer):
     transductive: bool = False
     database: str | None = None
     vocabulary: list[SharedName] | None = None
+    multi_label: bool = False
 
     def of(self, images: "Sequence[ImageLike]") -> Self:
         """Remember the images of the results, which displays show, and return itself."""
@@ -234,6 +242,7 @@ class LabelClass(Answer):
     synonyms: list[str] = []
     features: list[str] = []
     prompt: str | None = None
+    threshold: float | None = None
 
 
 class LabelSet(Answer):
@@ -244,6 +253,7 @@ class LabelSet(Answer):
     classes: list[LabelClass]
     templates: str
     merge_synonyms: Literal["max", "mean"] = "mean"
+    multi_label: bool = False
     created_at: datetime
 
     def __repr__(self) -> str:
@@ -277,23 +287,27 @@ class ShippedLabelSet(Answer):
     classes: list[LabelClass]
     templates: str = "photo"
     merge_synonyms: Literal["max", "mean"] = "mean"
+    multi_label: bool = False
 
 
 class ExampleCounts(Answer):
-    """The number of example images of a label set."""
+    """The number of example images of a label set; one with several classes counts for each in ``labelled``."""
 
     revision: int
     labelled: dict[str, int]
+    labelled_images: int = 0
+    several_classes: int = 0
     unlabelled: int
     without_features: int
 
 
 class Example(Answer):
-    """An example image."""
+    """An example image; ``label`` is its class, and None for an image without a class or with several."""
 
     id: int
     sha256: str
     label: str | None = Field(alias="class")
+    classes: list[str] = []
     kept: bool
     models: int
     created_at: datetime
@@ -343,7 +357,11 @@ class LeaderboardRow(Answer):
 
 
 class Selection(Answer):
-    """The method that is selected for a label set with example images, and the evidence for it."""
+    """The method that is selected for a label set with example images, and the evidence for it.
+
+    ``thresholds`` are those of the scores of classes where images may have several; the other classes have
+    ``shared_threshold``.
+    """
 
     method: str
     reason: str
@@ -356,6 +374,8 @@ class Selection(Answer):
     folds: int
     current: bool
     created_at: datetime
+    thresholds: dict[str, float] = {}
+    shared_threshold: float | None = None
 
 
 class Draft(Answer):

@@ -26,11 +26,12 @@ def shades(count, first=0):
 
 
 async def keep(service, name, images, classnames):
-    """Add example images to a label set, and return the result."""
+    """Add example images of one class each, or of None, to a label set, and return the result."""
+    classes = [() if classname is None else (classname,) for classname in classnames]
     prepared = []
     for first in range(0, len(images), 8):
         some = slice(first, first + 8)
-        prepared += await service.examples.prepare(name, images[some], classnames[some])
+        prepared += await service.examples.prepare(name, images[some], classes[some])
     return await service.examples.add(name, prepared)
 
 

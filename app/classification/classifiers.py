@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from app.adapters._base import Examples, Scores
 from app.adapters._class_means import ClassMeans
 from app.adapters._examples import ExampleAdapter, Need
+from app.adapters.cosine import Cosine
 from app.captions.cased.pipeline import CLASSIFIED_TOGETHER
 from app.classification.methods import METHODS, TRANSDUCTIVE
 from app.errors import TooLargeError
@@ -20,10 +21,10 @@ from app.models.registry import ModelRegistry
 from app.names.text import quoted
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
-from app.prompting.recipes import Pooling, Recipe
+from app.prompting.recipes import Pooling, Recipe, templates_only
 from app.scoring.numerics import unit_rows
 from app.store.examples import StoredFeatures
-from app.types import ExamplesUsed, ImageFeatures, LabelSet, RejectBy, Task
+from app.types import ClassEntry, ExamplesUsed, ImageFeatures, LabelSet, Logits, RejectBy, Task
 
 # Different things have cosines up to 0.87 with the embedded model, "cat" and "a cat" 0.999, "defective" and "not
 # defective" 0.971.
@@ -33,6 +34,8 @@ _MAX_COMPARED = 1024
 # Distance of unit rows that count as equal: far below that of any two words, above the noise of a batch.
 _EQUAL = 1e-4
 _COMPARED_AT_ONCE = 1024
+# Of a set of templates; more would take a minute to encode with every word.
+_MAX_WORD_TEMPLATES = 8
 _MAX_SHOWN = 6
 _MAX_SHOWN_GROUPS = 3
 
@@ -54,7 +57,8 @@ class Classifier:
     ascending. ``exclusive`` means that each image is taken to belong to exactly one class, even if the encoder scores
     every class independently. ``examples`` and ``transductive`` are as in ``Classification``. ``names`` are the rows
     that similarities are computed with, if ``predict`` returns only one row per class. ``class_means`` returns cosines
-    with the mean of each class's labelled images as logits; None unless images are rejected by them.
+    with the mean of each class's labelled images as logits; None unless images are rejected by them. ``word_logits``
+    returns the logits (n, w) of common words; None unless images may have several labels.
     """
 
     predict: Callable[[ImageFeatures], Scores]
@@ -67,6 +71,7 @@ class Classifier:
     transductive: bool = False
     names: ClassNames | None = None
     class_means: Callable[[ImageFeatures], Scores] | None = None
+    word_logits: Callable[[ImageFeatures], Logits] | None = None
 
 
 class ClassifierCache:
@@ -80,6 +85,7 @@ class ClassifierCache:
         examples: where example images are read from.
         max_pool: number of unlabelled images that a method learns from; a larger pool is sampled evenly.
         metrics: counts cached and computed class embeddings.
+        words: names of many things, which tell whether a label fits an image that may have several.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class ClassifierCache:
         examples: ExampleSource,
         max_pool: int,
         metrics: Metrics,
+        words: Sequence[str],
     ) -> None:
         self._models = models
         self._class_embedding_cache = class_embedding_cache
@@ -102,6 +109,7 @@ class ClassifierCache:
         self._examples = examples
         self._max_pool = max_pool
         self._metrics = metrics
+        self._words = words
 
     async def get(self, task: Task) -> Classifier:
         """Return the classifier of a task, from the cache or newly built.
@@ -110,6 +118,11 @@ class ClassifierCache:
             TooLargeError: its text rows need more memory than the cache has in all.
         """
         classifier = await self._of_method(task)
+        if task.scoring.multi_label:
+            words = await self._word_rows(task)
+            encoder = self._models.get(task.model).encoder
+            adapter = Cosine().fit(words, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias)
+            return replace(classifier, word_logits=lambda features: adapter.predict(features).logits)
         if task.scoring.reject_by is not RejectBy.CLASS_MEAN or task.label_set is None:
             return classifier
         means = await self._fit_stored(task, task.label_set, "class-means", ClassMeans, max_pool=0)
@@ -149,6 +162,13 @@ class ClassifierCache:
             return self._cached[key]  # another request built it first, and it already holds state
         self._cached[key] = classifier
         return classifier
+
+    async def _word_rows(self, task: Task) -> np.ndarray:
+        """Return unit rows (w, d) of common words, in the templates of the task."""
+        words = [ClassEntry(word) for word in self._words]
+        recipe = await asyncio.to_thread(templates_only, words, task.templates[:_MAX_WORD_TEMPLATES], {})
+        encode = self._models.get(task.model).encode_texts
+        return await self._class_embedding_cache.get(task.model, encode, recipe.pooling, recipe.rows)
 
     async def class_rows(self, task: Task) -> np.ndarray:
         """Return one unit row per class (c, d): the mean over the rows of the class's names."""

@@ -250,8 +250,10 @@ def _classified(
     served: ServedModel, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[ClassScores, list[ImageResult]]:
     classes = score_classes(served.encoder, task, image_features, classifier)
-    # A method that learned from images may be right where the names fit badly.
-    return classes, image_results(task, classes, None if classifier.exclusive else served.unrelated)
+    # A method that learned from images may be right where the names fit badly; and an image that may have several
+    # labels has none where none fits.
+    warns = not classifier.exclusive and not task.scoring.multi_label
+    return classes, image_results(task, classes, served.unrelated if warns else None)
 
 
 def _timing_ms(began: float, images: Sequence[EncodedImage]) -> dict[str, float]:

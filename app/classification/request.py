@@ -12,7 +12,7 @@ class ClassifyRequest:
 
     Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
     for all images together. With ``keep_features``, later requests can name the images by id. Names are looked
-    up in ``namespace``.
+    up in ``namespace``. If ``multi_label`` is None, the label set says whether an image may have several labels.
     """
 
     labels: Sequence[str] | None = None
@@ -29,4 +29,5 @@ class ClassifyRequest:
     database: str | None = None
     group: bool = False
     keep_features: bool = False
+    multi_label: bool | None = None
     namespace: Namespace = OPEN_NAMESPACE

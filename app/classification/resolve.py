@@ -1,9 +1,9 @@
 """From a request to a task: every name in it is looked up once."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import ceil
 from typing import Protocol
@@ -26,6 +26,7 @@ from app.names.class_names import clean_classes
 from app.names.namespaces import own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
+from app.scoring.multi_label import DEFAULT_THRESHOLD
 from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
 
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
@@ -46,6 +47,8 @@ class SelectedMethod:
 
     ``rejection`` is how images of none of the classes are rejected; None if an earlier release compared the methods.
     ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
+    ``thresholds`` are those of labels where images may have several, by name, fitted to the examples; other labels have
+    ``shared_threshold``. ``scalings`` calibrate the log odds of the labels: a slope and an intercept each.
     """
 
     method: str
@@ -54,6 +57,19 @@ class SelectedMethod:
     rejection: Rejection | None
     version: int
     revision: int
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    shared_threshold: float | None = None
+    scalings: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def label_scalings(self, classes: Sequence[ClassEntry]) -> tuple[tuple[float, float], ...]:
+        """Return the slope and intercept of each class; none unless all classes have them."""
+        found = [self.scalings.get(entry.name) for entry in classes]
+        return tuple((each[0], each[1]) for each in found if each is not None) if all(found) else ()
+
+    def label_thresholds(self, classes: Sequence[ClassEntry], default: float) -> tuple[float, ...]:
+        """Return the threshold of each class where images may have several: its own, the shared one, or a default."""
+        other = default if self.shared_threshold is None else self.shared_threshold
+        return tuple(self.thresholds.get(entry.name, other) for entry in classes)
 
 
 class SelectionSource(Protocol):
@@ -134,10 +150,16 @@ class Resolver:
         return await self._with_labels(request, model, classes, None)
 
     async def resolve_label_set(
-        self, label_set: LabelSet, *, model: str | None = None, method: str | None = None, template: str | None = None
+        self,
+        label_set: LabelSet,
+        *,
+        model: str | None = None,
+        method: str | None = None,
+        template: str | None = None,
+        multi_label: bool | None = None,
     ) -> Task:
         """Return the task of classifying with one version of a label set; raises as ``resolve``."""
-        request = ClassifyRequest(method=method, template=template)
+        request = ClassifyRequest(method=method, template=template, multi_label=multi_label)
         return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
 
     async def validate(self, request: ClassifyRequest) -> None:
@@ -152,8 +174,11 @@ class Resolver:
     async def _with_labels(
         self, request: ClassifyRequest, model: str, classes: tuple[ClassEntry, ...], label_set: LabelSet | None
     ) -> Task:
+        multi_label = request.multi_label
+        if multi_label is None:
+            multi_label = label_set is not None and label_set.multi_label
         selected = None if label_set is None else await self._selections.get(label_set, model)
-        method, reason = _choose(request.method, label_set, selected)
+        method, reason = _choose(request.method, label_set, selected, multi_label=multi_label)
         if reason is not None and request.options:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
@@ -169,7 +194,9 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
+            scoring=_scoring_of_several(request, method, classes, label_set, selected)
+            if multi_label
+            else _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
             keep_features=request.keep_features,
         )
 
@@ -177,6 +204,9 @@ class Resolver:
         for field_name in ("false_rejection_rate", "coverage"):
             if getattr(request, field_name) is not None:
                 raise InvalidFieldError.of(field_name, "needs labelled example images, which only a label set has")
+        if request.multi_label:
+            problem = "needs labels or a label_set; labels that are discovered are compared with each other"
+            raise InvalidFieldError.of("multi_label", f"{problem}; leave it out, or give labels")
         return Task(
             model=model,
             method=CASED.name,
@@ -211,11 +241,15 @@ def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
             raise InvalidFieldError.of(field_name, f"is for requests without labels; leave it out, or {way_out}")
 
 
-def _choose(method: str | None, label_set: LabelSet | None, selected: SelectedMethod | None) -> tuple[str, str | None]:
+def _choose(
+    method: str | None, label_set: LabelSet | None, selected: SelectedMethod | None, *, multi_label: bool
+) -> tuple[str, str | None]:
     """Return the method to use, and the reason if the request leaves the choice to the evidence.
 
     A request without a method leaves it to the evidence if the label set has examples.
     """
+    if multi_label and method in {None, AUTO}:
+        return DEFAULT_METHOD, None if method is None else "methods are not compared for images with several labels"
     has_examples = label_set is not None and label_set.examples_revision > 0
     if method is None and not has_examples:
         return DEFAULT_METHOD, None
@@ -272,6 +306,53 @@ def _why_not_calibrated(
 def _has_scores_of(rejection: Rejection, method: str) -> bool:
     """Return whether a method gives images the scores of a rejection: its similarities may be with other texts."""
     return rejection.by is not RejectBy.SIMILARITY or method == DEFAULT_METHOD or bool(METHODS[method].learns)
+
+
+def scoring_of_several(classes: Sequence[ClassEntry], fitted: SelectedMethod | None = None) -> Scoring:
+    """Return how the labels of an image are found that may have several: at the thresholds of the classes.
+
+    A class without a threshold has the one that was fitted to examples, or else the default.
+    """
+    scalings = () if fitted is None else fitted.label_scalings(classes)
+    others = (DEFAULT_THRESHOLD,) * len(classes)
+    # A fitted threshold is one of a calibrated score.
+    if fitted is not None and scalings:
+        others = fitted.label_thresholds(classes, DEFAULT_THRESHOLD)
+    thresholds = (
+        other if entry.threshold is None else entry.threshold for entry, other in zip(classes, others, strict=True)
+    )
+    return Scoring(multi_label=True, thresholds=tuple(thresholds), label_scalings=scalings)
+
+
+def _scoring_of_several(
+    request: ClassifyRequest,
+    method: str,
+    classes: Sequence[ClassEntry],
+    label_set: LabelSet | None,
+    selected: SelectedMethod | None,
+) -> Scoring:
+    """Return the scoring of a request for several labels per image.
+
+    ``reject_below`` is the threshold of all labels, so an image is rejected if it has none of them.
+
+    Raises:
+        InvalidFieldError: a method or a field that assumes that each image has one label.
+    """
+    if METHODS[method].learner is not None:
+        problem = f"method '{method}' assumes that each image has one label, and multi_label allows several"
+        raise InvalidFieldError.of("method", f"{problem}; name 'zero-shot', or set multi_label to false")
+    for field_name in ("false_rejection_rate", "coverage"):
+        if getattr(request, field_name) is not None:
+            problem = "assumes that each image has one label, and multi_label allows several"
+            raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
+    # Both are fitted to scores of zero-shot, and must not be those of deleted examples.
+    is_fitted = method == DEFAULT_METHOD and not (request.options or request.template)
+    is_valid = label_set is not None and selected is not None and selected.revision >= label_set.deletions_revision
+    scoring = scoring_of_several(classes, selected if is_fitted and is_valid else None)
+    if request.reject_below is None:
+        return scoring
+    thresholds = (request.reject_below,) * len(classes)
+    return replace(scoring, reject_below=request.reject_below, thresholds=thresholds)
 
 
 def _scoring(

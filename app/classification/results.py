@@ -11,6 +11,7 @@ from app.classification.classifiers import Classifier
 from app.encoders._base import ModelInfo
 from app.errors import ClientError
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
+from app.scoring.multi_label import independent_logits, labels_above
 from app.scoring.numerics import tempered_softmax
 from app.scoring.unrelated import UnrelatedSimilarity
 from app.types import (
@@ -57,14 +58,20 @@ class RankedPredictions(Sequence[Prediction]):
         ranked: the indices of k classes, best first.
         scores: of these classes (k,).
         similarities: of these classes (k,).
+        thresholds: of all classes, where images may have several.
     """
 
-    __slots__ = ("_classes", "_ranked", "_scores", "_similarities")
+    __slots__ = ("_classes", "_ranked", "_scores", "_similarities", "_thresholds")
 
     def __init__(
-        self, classes: Sequence[ClassEntry], ranked: np.ndarray, scores: np.ndarray, similarities: np.ndarray
+        self,
+        classes: Sequence[ClassEntry],
+        ranked: np.ndarray,
+        scores: np.ndarray,
+        similarities: np.ndarray,
+        thresholds: Sequence[float] = (),
     ) -> None:
-        self._classes = classes
+        self._classes, self._thresholds = classes, thresholds
         self._ranked, self._scores, self._similarities = ranked, scores, similarities
 
     def __len__(self) -> int:
@@ -76,17 +83,19 @@ class RankedPredictions(Sequence[Prediction]):
     def __getitem__(self, index: slice) -> Sequence[Prediction]: ...
     def __getitem__(self, index: int | slice) -> Prediction | Sequence[Prediction]:
         if isinstance(index, slice):
-            return RankedPredictions(self._classes, self._ranked[index], self._scores[index], self._similarities[index])
-        return Prediction(
-            self._classes[self._ranked[index]].name, float(self._scores[index]), float(self._similarities[index])
-        )
+            rows = self._ranked[index], self._scores[index], self._similarities[index]
+            return RankedPredictions(self._classes, *rows, self._thresholds)
+        return self._prediction(int(self._ranked[index]), float(self._scores[index]), float(self._similarities[index]))
 
     def __iter__(self) -> Iterator[Prediction]:
         columns = self._ranked.tolist(), self._scores.tolist(), self._similarities.tolist()
-        return (
-            Prediction(self._classes[index].name, score, similarity)
-            for index, score, similarity in zip(*columns, strict=True)
-        )
+        return (self._prediction(index, score, similarity) for index, score, similarity in zip(*columns, strict=True))
+
+    def _prediction(self, index: int, score: float, similarity: float) -> Prediction:
+        if not self._thresholds:
+            return Prediction(self._classes[index].name, score, similarity)
+        threshold = self._thresholds[index]
+        return Prediction(self._classes[index].name, score, similarity, threshold, score >= threshold)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
@@ -103,11 +112,18 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     if classifier.names is not None and len(classifier.names.rows) != similarities.shape[1]:
         similarities, first_rows = (image_features @ classifier.names.rows.T).clip(-1, 1), classifier.names.first_rows
     logits = merge_rows(rows.logits, classifier.first_rows, mean=mean)
+    shown = logits / np.float32(task.scoring.temperature)
+    if classifier.word_logits is not None:
+        shown = independent_logits(logits, classifier.word_logits(image_features))
+    if task.scoring.label_scalings:
+        slopes, intercepts = np.array(task.scoring.label_scalings, np.float32).T
+        shown = slopes * shown + intercepts
     # Labelled examples imply that an image belongs to one class: the scores are a softmax then, for every encoder.
-    sigmoid = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
+    trained = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
+    sigmoid = trained or task.scoring.multi_label
     return ClassScores(
-        np.argsort(-logits, axis=1, kind="stable"),
-        probabilities(logits / np.float32(task.scoring.temperature), sigmoid=sigmoid),
+        np.argsort(-(shown if task.scoring.label_scalings else logits), axis=1, kind="stable"),
+        probabilities(shown, sigmoid=sigmoid),
         logits,
         merge_rows(similarities, first_rows, mean=mean),
         rows.prompt_weights,
@@ -135,6 +151,7 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
         probability = classes.scores
     if scoring.reject_below is not None:
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
+    thresholds = np.array(scoring.thresholds)
     weak_below = None if unrelated is None else unrelated.typical_best(len(task.classes))
     is_weak = [] if weak_below is None else (classes.similarities.max(axis=1) < weak_below).tolist()
     results = []
@@ -144,16 +161,21 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
         best = ranked[: task.top_k]
         results.append(
             ImageResult(
-                RankedPredictions(task.classes, best.copy(), scores[best], similarities[best]),
+                RankedPredictions(task.classes, best.copy(), scores[best], similarities[best], scoring.thresholds),
                 out_of_vocabulary=OutOfVocabulary(*(float(scores[number]) for scores in unknown_scores)),
                 rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
                 rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
-                prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
+                prediction_set=None if sets is None else _names(task, sets[number]),
                 weak_match=None if weak_below is None else is_weak[number],
+                labels=_names(task, labels_above(scores, thresholds)) if scoring.multi_label else None,
                 warnings=(_weak_match(weak_below),) if weak_below is not None and is_weak[number] else (),
             )
         )
     return results
+
+
+def _names(task: Task, indices: np.ndarray) -> tuple[str, ...]:
+    return tuple(task.classes[index].name for index in indices)
 
 
 def _weak_match(usual: float) -> str:

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from app.classification.request import ClassifyRequest
-from app.cli.options import ServerOption, takes_request
+from app.cli.options import ImageLabelsOption, ServerOption, takes_request
 
 
 @takes_request("labels", "label_set", "model", "template", "option", "database", "group")
 def evaluate_command(
-    folder: Annotated[Path, typer.Argument(help="A folder with one subfolder per class, named after the class.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder with one subfolder per class, named after the class; or see `--image-labels`."),
+    ],
     request: ClassifyRequest,
     name: Annotated[
         list[str] | None,
@@ -46,6 +49,7 @@ def evaluate_command(
             "--picture", metavar="FILE", help="Also write a chart of the curve: .svg, .png or .pdf; needs matplotlib."
         ),
     ] = None,
+    image_labels: ImageLabelsOption = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write the report as JSON; - for standard output."),
@@ -61,6 +65,9 @@ def evaluate_command(
     with zero-shot and with the same number of random words. With `--support` or `--pool`, methods are also fitted on
     those images, and the report has the accuracy for each number of labelled images per class.
 
+    With `--image-labels`, images may have several labels, and the report has the average precision of their scores, and
+    F1 at the default thresholds and at thresholds that are fitted to the other images. COCO annotations are read too.
+
     `--method cased` discovers labels without the classes, and compares them with the classes.
     """
     from app.cli.evaluation import run_evaluation  # noqa: PLC0415 - imports numpy
@@ -75,6 +82,7 @@ def evaluate_command(
         shots=shots,
         draws=draws,
         picture=picture,
+        image_labels=image_labels,
         json_file=json_file,
         server=server,
     )

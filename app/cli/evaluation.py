@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,11 @@ from app.cli.common import (
     write_json,
 )
 from app.cli.curve import check_picture, measure_curve, print_curve, read_curve_files, read_shots
+from app.cli.image_labels import find_images_of_file
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import find_labelled_images
 from app.scoring.measures import Difference, Evaluation, evaluate
+from app.selection.multi_label import MultiLabelReport, report_labels
 from deixis import ImageResult
 
 if TYPE_CHECKING:
@@ -57,10 +60,27 @@ def run_evaluation(
     shots: str,
     draws: int,
     picture: Path | None,
+    image_labels: Path | None,
     json_file: Path | None,
     server: str | None,
 ) -> None:
     """Measure and print or write the report; the arguments are those of the command."""
+    if image_labels is not None:
+        others = (
+            method in {ALL_METHODS, DISCOVERY_METHOD},
+            support,
+            pool,
+            picture,
+            names,
+            request.database,
+            request.group,
+        )
+        with report_errors():
+            if any(others):
+                problem = "measures one method, and excludes --name, --support, --pool and options of --method cased"
+                raise InvalidFieldError.of("--image-labels", problem)
+        evaluate_several_labels(folder, request, image_labels, method=method, json_file=json_file, server=server)
+        return
     discovers = method == DISCOVERY_METHOD
     with report_errors():
         draws_curve = support is not None or pool is not None
@@ -79,18 +99,8 @@ def run_evaluation(
     files = [file for file, _ in images]
 
     async def with_classes(backend: Backend) -> tuple[list[str], ClassifyRequest]:
-        """Return the classes, and the request with them."""
-        if request.label_set is not None:
-            classnames = [entry.name for entry in (await backend.label_set(request.label_set)).classes]
-            labels = request.labels
-        else:
-            labels = list(dict.fromkeys(true_names)) if request.labels is None else list(request.labels)
-            classnames = [clean_classname(label) for label in labels]
-        for unknown in set(true_names) - set(classnames):
-            raise UnknownNameError(
-                "class", unknown, classnames, "set the class of a subfolder with --name SUBFOLDER=CLASS"
-            )
-        return classnames, replace(request, labels=labels, options={}, top_k=len(classnames))
+        way_out = "set the class of a subfolder with --name SUBFOLDER=CLASS"
+        return await _with_classes(backend, request, list(dict.fromkeys(true_names)), way_out)
 
     async def compare(backend: Backend) -> _Report:
         _, compared = await with_classes(backend)
@@ -132,6 +142,71 @@ def run_evaluation(
         report = with_backend(server, work, encoders=True, search=method != ALL_METHODS)
     report_bad_folders(bad_folders)
     _write_report(report, files, json_file, bad_folders=len(bad_folders))
+
+
+def evaluate_several_labels(
+    folder: Path,
+    request: ClassifyRequest,
+    label_file: Path,
+    *,
+    method: str | None,
+    json_file: Path | None,
+    server: str | None,
+) -> None:
+    """Measure scores on images that may have several labels, and print or write the report."""
+    bad_folders: list[OSError] = []
+    with report_errors():
+        _check_outputs(json_file, None, curve=False)
+        images = find_images_of_file(folder, label_file, bad_folders.append)
+    files = [file for file, _ in images]
+    true_names = [names for _, names in images]
+
+    async def measure(backend: Backend) -> _Report:
+        distinct = list(dict.fromkeys(name for names in true_names for name in names))
+        classnames, asked = await _with_classes(backend, request, distinct, "correct the file of --image-labels")
+        asked = replace(asked, method=method, options=request.options, multi_label=True)
+        results = [result async for _, result in classify_files(backend, files, asked)]
+        read = [(names, result) for names, result in zip(true_names, results, strict=True) if result.error is None]
+        if not read:
+            raise InvalidFieldError.of("folder", "none of its images can be read")
+        scores, default = _label_scores(classnames, [result for _, result in read])
+        place = {name: index for index, name in enumerate(classnames)}
+        is_label = np.zeros(scores.shape, bool)
+        for row, (names, _) in zip(is_label, read, strict=True):
+            row[[place[name] for name in names]] = True
+        report = report_labels(classnames, scores, is_label, default)
+        return _Report(results, report.to_json(), lambda figures: _print_label_report(report, figures))
+
+    report = with_backend(server, measure, encoders=True)
+    report_bad_folders(bad_folders)
+    _write_report(report, files, json_file, bad_folders=len(bad_folders))
+
+
+def _label_scores(classnames: Sequence[str], results: Sequence[ImageResult]) -> tuple[np.ndarray, list[float]]:
+    """Return the scores of all classes (n, c), and the thresholds (c,) that are in use."""
+    place = {name: index for index, name in enumerate(classnames)}
+    scores = np.zeros((len(results), len(classnames)))
+    thresholds = [inf] * len(classnames)
+    for row, result in zip(scores, results, strict=True):
+        for prediction in result.predictions:
+            row[place[prediction.label]] = prediction.score
+            thresholds[place[prediction.label]] = inf if prediction.threshold is None else prediction.threshold
+    return scores, thresholds
+
+
+async def _with_classes(
+    backend: Backend, request: ClassifyRequest, true_names: Sequence[str], way_out: str
+) -> tuple[list[str], ClassifyRequest]:
+    """Return the classes, which are the true ones unless the request names them, and the request with them."""
+    if request.label_set is not None:
+        classnames = [entry.name for entry in (await backend.label_set(request.label_set)).classes]
+        labels = request.labels
+    else:
+        labels = list(true_names) if request.labels is None else list(request.labels)
+        classnames = [clean_classname(label) for label in labels]
+    for unknown in sorted(set(true_names) - set(classnames)):
+        raise UnknownNameError("class", unknown, classnames, way_out)
+    return classnames, replace(request, labels=labels, options={}, top_k=len(classnames))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +342,44 @@ def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None
                 right=names,
             )
         )
+
+
+def _print_label_report(report: MultiLabelReport, figures: Mapping[str, Any]) -> None:
+    fitted = report.at_fitted
+    out.print(
+        f"[bold]mAP {fitted.mean_average_precision:.4f}[/bold]   micro AP {fitted.micro_average_precision:.4f}"
+        f"   {report.images} images   {fitted.labels_per_image:.2f} labels per image   {figures['skipped']} skipped",
+        highlight=False,
+    )
+    rows = [
+        (name, f"{each.micro_f1:.3f}", f"{each.macro_f1:.3f}", f"{each.exact:.3f}")
+        for name, each in (
+            ("default", report.at_default),
+            ("one for all labels, fitted", report.at_shared),
+            ("one per label, fitted", fitted),
+        )
+    ]
+    columns = ("thresholds", "micro F1", "macro F1", "exact")
+    out.print(make_table(columns, rows, right=columns[1:]))
+    shared = report.shared_threshold
+    columns_of_labels = ("label", "images", "AP", "precision", "recall", "F1", "threshold")
+    out.print(
+        make_table(
+            columns_of_labels,
+            [
+                (
+                    row.name,
+                    str(row.support),
+                    *map(_share, (row.average_precision, row.precision, row.recall, row.f1)),
+                    _share(report.thresholds.get(row.name, shared)),
+                )
+                for row in fitted.labels
+            ],
+            right=columns_of_labels[1:],
+        )
+    )
+    if fitted.label_count > len(fitted.labels):
+        out.print(f"and {fitted.label_count - len(fitted.labels)} further labels with fewer images")
 
 
 def _share(value: float | None) -> str:

@@ -21,7 +21,8 @@ from app.cli.common import (
     with_backend,
     write_json,
 )
-from app.cli.options import ModelOption, ServerOption
+from app.cli.image_labels import find_images_of_file
+from app.cli.options import ImageLabelsOption, ModelOption, ServerOption
 from app.errors import InvalidFieldError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 
@@ -39,7 +40,9 @@ LabelSetArgument = Annotated[str, typer.Argument(help="Name of the label set.")]
 def add_examples(
     label_set: LabelSetArgument,
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],
-    classname: Annotated[str | None, typer.Option("--class", "-c", help="The class of all images.")] = None,
+    classname: Annotated[
+        list[str] | None, typer.Option("--class", "-c", help="The class of all images. Repeatable for several classes.")
+    ] = None,
     by_subfolder: Annotated[  # noqa: FBT002 - a flag
         bool,
         typer.Option(
@@ -50,16 +53,23 @@ def add_examples(
         list[str] | None,
         typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="The class name of a subfolder. Repeatable."),
     ] = None,
+    image_labels: ImageLabelsOption = None,
     server: ServerOption = None,
 ) -> None:
-    """Add example images: of one class, of the classes of their subfolders, or unlabelled.
+    """Add example images: of given classes, of the classes of their subfolders or of a file, or unlabelled.
 
     Features and hashes are stored, and an image that is stored already is not added again. Then all methods are
     compared on the examples, and the best one becomes the default of the label set.
     """
     with report_errors():
         bad_folders: list[OSError] = []
-        images = _labelled(paths, classname, name or [], bad_folders.append, by_subfolder=by_subfolder)
+        if image_labels is None:
+            images = _labelled(paths, classname or [], name or [], bad_folders.append, by_subfolder=by_subfolder)
+        else:
+            if classname or by_subfolder or name or len(paths) != 1:
+                problem = "needs one folder, and excludes --class, --by-subfolder and --name"
+                raise InvalidFieldError.of("--image-labels", problem)
+            images = find_images_of_file(paths[0], image_labels, bad_folders.append)
 
     async def work(backend: Backend) -> _Upload:
         upload = _Upload(await backend.example_counts(label_set))
@@ -92,20 +102,20 @@ class _Upload:
         self.added = self.relabelled = self.duplicates = self.skipped = 0
         self.job: str | None = None
 
-    async def add(self, backend: Backend, label_set: str, batch: Sequence[tuple[Path, str | None]]) -> None:
+    async def add(self, backend: Backend, label_set: str, batch: Sequence[tuple[Path, tuple[str, ...]]]) -> None:
         """Add a batch of images, and report those that cannot be added."""
-        sent: list[tuple[Path, bytes, str | None]] = []
-        for file, classname in batch:
+        sent: list[tuple[Path, bytes, tuple[str, ...]]] = []
+        for file, given in batch:
             content = await asyncio.to_thread(read_image, file, backend.max_image_bytes)
             if isinstance(content, bytes):
-                sent.append((file, content, classname))
+                sent.append((file, content, given))
             else:
                 assert content.error is not None
                 self._skip(file, content.error.detail)
         if not sent:
             return
         result = await backend.add_examples(
-            label_set, [content for _, content, _ in sent], [classname for _, _, classname in sent]
+            label_set, [content for _, content, _ in sent], [given for _, _, given in sent]
         )
         for skipped in result.skipped:
             self._skip(sent[skipped.image][0], skipped.problem)
@@ -120,19 +130,19 @@ class _Upload:
 
 
 def _labelled(
-    paths: Sequence[Path], classname: str | None, names: Sequence[str], unreadable: OnUnreadable, *, by_subfolder: bool
-) -> list[tuple[Path, str | None]]:
+    paths: Sequence[Path], given: Sequence[str], names: Sequence[str], unreadable: OnUnreadable, *, by_subfolder: bool
+) -> list[tuple[Path, tuple[str, ...]]]:
     if not by_subfolder:
         if names:
             raise InvalidFieldError.of("--name", "needs --by-subfolder")
-        return [(file, classname) for file in find_images(paths, unreadable)]
-    if classname is not None:
+        return [(file, tuple(given)) for file in find_images(paths, unreadable)]
+    if given:
         raise InvalidFieldError.of("--class", "excludes --by-subfolder; pass one of them")
     if len(paths) != 1:
         raise InvalidFieldError.of("paths", f"--by-subfolder needs one folder, and there are {len(paths)} paths")
     images = find_labelled_images(paths[0], unreadable)
     class_of = read_subfolder_names(names, {subfolder for _, subfolder in images})
-    return [(file, class_of[subfolder]) for file, subfolder in images]
+    return [(file, (class_of[subfolder],)) for file, subfolder in images]
 
 
 @examples_cli.command("count")
@@ -145,6 +155,9 @@ def _print_counts(counts: "ExampleCounts") -> None:
     rows = [(name, str(number)) for name, number in sorted(counts.labelled.items())]
     rows.append(("(unlabelled)", str(counts.unlabelled)))
     out.print(make_table(("class", "images"), rows, right=("images",)))
+    if counts.several_classes:
+        problem = "have several classes and count for each; methods for which an image has one class do not use them"
+        out.print(f"{counts.several_classes} of {counts.labelled_images} labelled images {problem}", highlight=False)
     if counts.without_features:
         warn(
             "warning:",

@@ -36,8 +36,9 @@ def show_label_set(
 ) -> None:
     """Show the classes of a label set."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
+    several = "   several labels per image" if label_set.multi_label else ""
     out.print(
-        f"[bold]{escape(label_set.name)}@{label_set.version}[/bold]   templates: {escape(label_set.templates)}"
+        f"[bold]{escape(label_set.name)}@{label_set.version}[/bold]   templates: {escape(label_set.templates)}{several}"
         f"   created {label_set.created_at:%Y-%m-%d %H:%M:%S} UTC",
         highlight=False,
     )
@@ -48,11 +49,12 @@ def show_label_set(
             str(len(entry.features) or ""),
             ", ".join(entry.synonyms),
             entry.prompt or "",
+            "" if entry.threshold is None else f"{entry.threshold:g}",
         )
         for entry in label_set.classes
     ]
-    columns = ("class", "descriptions", "features", "synonyms", "prompt")
-    out.print(make_table(columns, rows, right=("descriptions", "features")))
+    columns = ("class", "descriptions", "features", "synonyms", "prompt", "threshold")
+    out.print(make_table(columns, rows, right=("descriptions", "features", "threshold")))
 
 
 @label_sets_cli.command("import")
@@ -98,7 +100,7 @@ def export_label_set(
     """Write a label set as JSON, which `import` and the route PUT accept."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
     exported = label_set.model_dump(
-        mode="json", include={"classes", "templates", "merge_synonyms"}, exclude_defaults=True
+        mode="json", include={"classes", "templates", "merge_synonyms", "multi_label"}, exclude_defaults=True
     )
     if output is None:
         write_json(exported)
@@ -118,6 +120,7 @@ class _LabelSetFile(BaseModel):
     classes: list[Annotated[ClassEntry, BeforeValidator(_class_fields)]]
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    multi_label: bool = False
 
 
 def _read_label_set(file: Path) -> LabelSetInput:
@@ -132,4 +135,4 @@ def _read_label_set(file: Path) -> LabelSetInput:
         parsed = _LabelSetFile.model_validate({"classes": content} if isinstance(content, list) else content)
     except ValueError as error:
         raise InvalidFieldError.of(str(file), f"is not a label set: {error}") from error
-    return LabelSetInput(parsed.classes, parsed.templates, parsed.merge_synonyms)
+    return LabelSetInput(parsed.classes, parsed.templates, parsed.merge_synonyms, parsed.multi_label)

@@ -42,6 +42,15 @@ ServerOption = Annotated[
         rich_help_panel="Where the command runs",
     ),
 ]
+ImageLabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-labels",
+        metavar="FILE",
+        help="The labels of each image of the folder, of which there may be several: CSV, JSON or COCO annotations.",
+    ),
+]
+
 ModelOption = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,15 @@ from app.errors import ClientError, OverloadedError
 from app.fewshot.fitting import FitCache
 from app.models.registry import ModelRegistry
 from app.names.class_names import indices_of
-from app.store.examples import Added, Deleted, ExampleCounts, ExampleRepository, NewExample, StoredFeatures
+from app.store.examples import (
+    Added,
+    Deleted,
+    ExampleCounts,
+    ExampleRepository,
+    LabelledFeatures,
+    NewExample,
+    StoredFeatures,
+)
 from app.types import LabelSet
 
 
@@ -69,14 +77,14 @@ class ExampleImages:
         return features
 
     async def prepare(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None], *, wait: bool = True
+        self, name: str, images: Sequence[bytes], classnames: Sequence[tuple[str, ...]], *, wait: bool = True
     ) -> list[NewExample | ClientError]:
         """Hash images and encode them with every model in service, except images whose features are stored already.
 
         Args:
             name: of a label set.
             images: files.
-            classnames: the class of each, None for unlabelled images.
+            classnames: the classes of each, none for unlabelled images.
             wait: as in ``encode``.
 
         Raises:
@@ -96,8 +104,8 @@ class ExampleImages:
                 else:
                     features[index][fingerprint] = row
         return [
-            refused.get(index) or NewExample(digest, classname, features[index], image if self._keep_files else None)
-            for index, (digest, classname, image) in enumerate(zip(digests, classnames, images, strict=True))
+            refused.get(index) or NewExample(digest, given, features[index], image if self._keep_files else None)
+            for index, (digest, given, image) in enumerate(zip(digests, classnames, images, strict=True))
         ]
 
     async def add(self, name: str, items: Sequence[NewExample]) -> Added:
@@ -142,6 +150,11 @@ class ExampleImages:
         return await self.repository.features(
             label_set.name, fingerprint, label_set.classnames, max_pool=self._max_pool
         )
+
+    async def labelled_features(self, label_set: LabelSet, model: str) -> LabelledFeatures:
+        """Return the features of all examples with classes, also those with several, and the classes of each."""
+        fingerprint = await self._models.get(model).image_fingerprint()
+        return await self.repository.labelled_features(label_set.name, fingerprint, label_set.classnames)
 
     async def encode_stored(self, name: str, model: str) -> int:
         """Encode stored files that a model has not encoded yet, and return their number."""

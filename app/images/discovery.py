@@ -130,31 +130,31 @@ def _within(root: Path, name: str) -> Path | None:
 
 
 def import_images(
-    folder: Path, classnames: Sequence[str], *, by_subfolder: bool, classname: str | None
-) -> list[tuple[Path, str | None]]:
+    folder: Path, classnames: Sequence[str], *, by_subfolder: bool, classes: tuple[str, ...]
+) -> list[tuple[Path, tuple[str, ...]]]:
     """Return the images of a folder with their classes, without links that lead out of the folder.
 
     Args:
         folder: searched recursively.
         classnames: of the label set.
         by_subfolder: the subfolders have the names of the classes, with underscores for spaces.
-        classname: of all images; None for unlabelled images.
+        classes: those of all images; none for unlabelled images.
 
     Raises:
         InvalidFieldError: there are no images.
         UnknownNameError: a subfolder does not have the name of a class.
     """
     if by_subfolder:
-        found: list[tuple[Path, str | None]] = []
+        found: list[tuple[Path, tuple[str, ...]]] = []
         known = set(classnames)
         for file, subfolder in find_labelled_images(folder):
             name = subfolder if subfolder in known else subfolder.replace("_", " ")
             if name not in known:
                 raise UnknownNameError("class", subfolder, classnames, "subfolders must have the names of classes")
-            found.append((file, name))
+            found.append((file, (name,)))
     else:
-        found = [(file, classname) for file in find_images([folder])]
-    return [(file, name) for file, name in found if is_below(file, folder)]
+        found = [(file, classes) for file in find_images([folder])]
+    return [(file, given) for file, given in found if is_below(file, folder)]
 
 
 def is_below(path: Path, folder: Path) -> bool:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from app.models.registry import ModelRegistry
 from app.names.namespaces import own_name
 from app.runtime.file_names import file_text
 from app.selection.comparison import MethodComparer, TrainingData
+from app.selection.multi_label import report_labels
 from app.selection.selection import MethodSelector, sampled_images
 from app.selection.selection_reader import SELECT_METHOD
 from app.store.drafts import DraftRepository
 from app.store.examples import Added, NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
-from app.types import DraftStatus, ImageFeatures, LabelSet
+from app.types import DraftStatus, ImageFeatures, LabelSet, Task
 
 log = structlog.get_logger()
 
@@ -132,8 +134,10 @@ class EvaluateJobs(JobHandler):
         label_set: LabelSet,
         model: str,
         template: str | None,
-        images: tuple[ImageFeatures, Sequence[int]] | None = None,
+        images: tuple[ImageFeatures, Sequence[Sequence[int]]] | None = None,
         skipped: Sequence[Mapping[str, Any]] = (),
+        *,
+        multi_label: bool = False,
     ) -> Job:
         """Add a job.
 
@@ -141,15 +145,18 @@ class EvaluateJobs(JobHandler):
             label_set: the version to evaluate.
             model: the model that encoded the images.
             template: instead of the label set's templates.
-            images: unit rows (n, d) and the class of each, by index; None evaluates on the label set's labelled
+            images: unit rows (n, d) and the classes of each, by index; None evaluates on the label set's labelled
                 examples, each held out in turn.
             skipped: images that could not be decoded and why, for the result.
+            multi_label: images may have several classes; otherwise each has one.
         """
         stored: dict[str, Any] = {"label_set": label_set.reference, "model": model, "template": template}
+        if multi_label:
+            stored["multi_label"] = True
         if images is None:
             return await self._jobs.add(EVALUATE, label_set.name, stored)
         features, truth = images
-        stored |= {"truth": [int(index) for index in truth], "skipped": list(skipped)}
+        stored |= {"truth": [list(each) if multi_label else each[0] for each in truth], "skipped": list(skipped)}
         attachment = np.ascontiguousarray(features, np.float32).tobytes()
         return await self._jobs.add(EVALUATE, label_set.name, stored, attachment=attachment)
 
@@ -157,8 +164,10 @@ class EvaluateJobs(JobHandler):
         """Run a job."""
         label_set = await self._label_sets.find(job.request["label_set"])
         task = await self._resolver.resolve_label_set(
-            label_set, model=job.request["model"], template=job.request["template"]
+            label_set, model=job.request["model"], template=job.request["template"], multi_label=False
         )
+        if job.request.get("multi_label"):
+            return await self._run_multi_label(job, label_set, task, attachment, advance)
         stored = await self._examples.features(label_set, task.model)
         if attachment is None:
             if not len(stored.support_labels):
@@ -178,6 +187,27 @@ class EvaluateJobs(JobHandler):
             others = TrainingData(Examples(stored.support_features, stored.support_labels, stored.pool_features))
         comparison = await self._comparer.compare(task, features, truth, advance, others)
         return await asyncio.to_thread(comparison.to_json) | {"skipped": job.request["skipped"]}
+
+    async def _run_multi_label(
+        self, job: Job, label_set: LabelSet, task: Task, attachment: bytes | None, advance: Advance
+    ) -> Mapping[str, Any]:
+        """Measure how well zero-shot finds several labels per image; nothing is learned but thresholds."""
+        if attachment is None:
+            stored = await self._examples.labelled_features(label_set, task.model)
+            if not len(stored.features):
+                raise InvalidFieldError.of("image", f"'{label_set.name}' has no labelled example images to evaluate on")
+            kept = sampled_images(len(stored.features), len(label_set.classes))
+            features, is_label = stored.features[kept], stored.is_label[kept]
+        else:
+            truth: Sequence[Sequence[int]] = job.request["truth"]
+            features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
+            is_label = np.zeros((len(truth), len(label_set.classes)), bool)
+            for image, classes in enumerate(truth):
+                is_label[image, classes] = True
+        scores, default = await self._comparer.label_scores(task, features)
+        report = await self._comparer.run(partial(report_labels, task.classnames, scores, is_label, default))
+        await advance(1, 1)
+        return {**report.to_json(), "model": task.model, "skipped": job.request.get("skipped", [])}
 
 
 class SelectMethodJobs(JobHandler):
@@ -234,23 +264,25 @@ class ImportJobs(JobHandler):
         self._select_method = select_method
         self._import_dir = import_dir
 
-    async def add(self, name: str, folder: str, *, by_subfolder: bool, classname: str | None) -> Job:
+    async def add(self, name: str, folder: str, *, by_subfolder: bool, classnames: tuple[str, ...]) -> Job:
         """Add a job; raises as ``folder_within``.
 
         Args:
             name: of a label set.
             folder: below ``DEIXIS_IMPORT_DIR``.
             by_subfolder: the name of each subfolder is the class of its images.
-            classname: of all images; None for unlabelled ones.
+            classnames: of all images; none for unlabelled ones.
         """
         label_set = await self._label_sets.find(name)
         folder_within(self._import_dir, folder)
-        stored = {"folder": folder, "by_subfolder": by_subfolder, "class": classname}
+        stored = {"folder": folder, "by_subfolder": by_subfolder, "classes": list(classnames)}
         return await self._jobs.add(IMPORT_IMAGES, label_set.name, stored)
 
     async def run(self, job: Job, _attachment: bytes | None, advance: Advance) -> Mapping[str, Any]:
         """Run a job; images that an interrupted run has stored are recognised by their hash and not encoded again."""
         request = job.request
+        # Earlier releases stored one class.
+        classnames = request["classes"] if "classes" in request else [request["class"]] if request["class"] else []
         label_set = await self._label_sets.get(job.subject)
         folder = folder_within(self._import_dir, request["folder"])
         found = await asyncio.to_thread(
@@ -258,7 +290,7 @@ class ImportJobs(JobHandler):
             folder,
             label_set.classnames,
             by_subfolder=request["by_subfolder"],
-            classname=request["class"],
+            classes=tuple(classnames),
         )
         counts = {"added": 0, "relabelled": 0, "duplicates": 0}
         skipped: list[dict[str, str]] = []
@@ -278,7 +310,7 @@ class ImportJobs(JobHandler):
         return counts | {"skipped_count": len(skipped), "skipped": skipped[:_MAX_SKIPPED], "job": selecting.id}
 
     async def _prepare_and_add(
-        self, name: str, batch: Sequence[tuple[Path, str | None]]
+        self, name: str, batch: Sequence[tuple[Path, tuple[str, ...]]]
     ) -> tuple[list[NewExample | ClientError], Added | None]:
         """Return what was read of each file, and what was added; None if no file could be read."""
         while True:
@@ -289,17 +321,15 @@ class ImportJobs(JobHandler):
             except ConflictError as error:  # images were deleted meanwhile, and must be encoded
                 log.info("import_repeated", label_set=name, reason=error.message)
 
-    async def _prepare(self, name: str, batch: Sequence[tuple[Path, str | None]]) -> list[NewExample | ClientError]:
+    async def _prepare(
+        self, name: str, batch: Sequence[tuple[Path, tuple[str, ...]]]
+    ) -> list[NewExample | ClientError]:
         contents = [await asyncio.to_thread(_read, file, self._models.max_image_bytes) for file, _ in batch]
         readable = [
-            (content, classname)
-            for (_, classname), content in zip(batch, contents, strict=True)
-            if isinstance(content, bytes)
+            (content, given) for (_, given), content in zip(batch, contents, strict=True) if isinstance(content, bytes)
         ]
         prepared = iter(
-            await self._examples.prepare(
-                name, [content for content, _ in readable], [classname for _, classname in readable]
-            )
+            await self._examples.prepare(name, [content for content, _ in readable], [given for _, given in readable])
         )
         return [next(prepared) if isinstance(content, bytes) else content for content in contents]
 

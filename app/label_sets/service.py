@@ -83,6 +83,7 @@ class LabelSets:
         templates: str,
         *,
         merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
+        multi_label: bool = False,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
     ) -> tuple[LabelSet, bool]:
@@ -101,6 +102,7 @@ class LabelSets:
             await asyncio.to_thread(self.clean_classes, classes),
             templates,
             merge_synonyms=merge_synonyms,
+            multi_label=multi_label,
             if_match=if_match,
             if_none_match_any=if_none_match_any,
             max_label_sets=self._max_label_sets,

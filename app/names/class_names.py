@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
 from app.names.text import MAX_TEXT_CHARS, check_text, normalized, quoted
@@ -111,7 +112,9 @@ def clean_classes(
             )
         )
         prompt = None if entry.prompt is None else _clean_prompt(entry.prompt, f"{path}.prompt", problems)
-        cleaned.append(ClassEntry(name, descriptions, synonyms, features, prompt))
+        cleaned.append(
+            replace(entry, name=name, descriptions=descriptions, synonyms=synonyms, features=features, prompt=prompt)
+        )
     if problems:
         raise InvalidFieldError(problems)
     return tuple(cleaned)

@@ -312,9 +312,9 @@ def _table(classnames: Sequence[str], truth: np.ndarray, guesses: np.ndarray) ->
             support=int(support[index]),
             predicted=int(predicted[index]),
             correct=int(correct[index]),
-            recall=_fraction(int(correct[index]), int(support[index])),
-            precision=_fraction(int(correct[index]), int(predicted[index])),
-            f1=_fraction(2 * int(correct[index]), int(support[index] + predicted[index])),
+            recall=fraction(int(correct[index]), int(support[index])),
+            precision=fraction(int(correct[index]), int(predicted[index])),
+            f1=fraction(2 * int(correct[index]), int(support[index] + predicted[index])),
             confused_with=None if confused_with is None else classnames[confused_with],
             confused_count=confused_count,
         )
@@ -327,5 +327,6 @@ def _table(classnames: Sequence[str], truth: np.ndarray, guesses: np.ndarray) ->
     )
 
 
-def _fraction(part: int, whole: int) -> float | None:
+def fraction(part: int, whole: int) -> float | None:
+    """Return the quotient; None if the denominator is zero."""
     return part / whole if whole else None

@@ -16,7 +16,7 @@ from app.classification.classifiers import ClassifierCache
 from app.classification.method_names import DEFAULT_METHOD
 from app.classification.methods import METHODS, Method
 from app.classification.pipeline import Pipeline
-from app.classification.resolve import with_method
+from app.classification.resolve import scoring_of_several, with_method
 from app.errors import InvalidFieldError, TooLargeError
 from app.fewshot.fitting import FitCache, FittedAdapter, fit, predict, predict_held_out
 from app.fewshot.neighbours import NeighbourIndex
@@ -264,6 +264,12 @@ class MethodComparer:
     async def class_rows(self, task: Task) -> np.ndarray:
         """Return one unit text row per class (c, d), as zero-shot uses them."""
         return await self._classifiers.class_rows(with_method(task, DEFAULT_METHOD))
+
+    async def label_scores(self, task: Task, image_features: ImageFeatures) -> tuple[Probabilities, Sequence[float]]:
+        """Return the scores (n, c) of images that may have several labels, and the thresholds (c,) without examples."""
+        several = replace(with_method(task, DEFAULT_METHOD), scoring=scoring_of_several(task.classes))
+        classes = await self._pipeline.predict(several, image_features)
+        return classes.scores, several.scoring.thresholds
 
     async def rejection(self, task: Task, zero_shot: MethodScores, training: TrainingData) -> Rejection:
         """Return how images of none of the classes are rejected, from the labelled images, each held out in turn.

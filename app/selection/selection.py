@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from app.models.registry import ModelRegistry
 from app.scoring.calibration import Calibration, calibrate
 from app.scoring.measures import expected_calibration_error, negative_log_likelihood
 from app.scoring.numerics import log_softmax
+from app.scoring.thresholds import fit_scalings, fit_thresholds, logit
 from app.selection.comparison import (
     SIGNIFICANT,
     Advance,
@@ -32,7 +34,7 @@ from app.selection.comparison import (
     report_methods,
 )
 from app.selection.selection_reader import evidence_of
-from app.store.examples import SelectionRepository
+from app.store.examples import LabelledFeatures, SelectionRepository
 from app.types import LabelSet, Task
 
 MAX_IMAGES = 5000
@@ -107,7 +109,9 @@ class MethodSelector:
             result, revision = await self.select(label_set, served.name, advance)
             try:
                 await self._classifiers.get(
-                    await self._resolver.resolve_label_set(label_set, model=served.name, method=result["method"])
+                    await self._resolver.resolve_label_set(
+                        label_set, model=served.name, method=result["method"], multi_label=False
+                    )
                 )
             except TooLargeError as error:
                 reason = f"{result['reason']}, but it cannot be used: {error.message}"
@@ -128,7 +132,8 @@ class MethodSelector:
         still. The reason says how sure that is, and whether the accuracy is significantly higher: by a paired test of
         the images, corrected for the number of methods (Holm). With one image of each class, ``PREFERRED`` is selected
         unseen. With unlabelled images alone ``WITHOUT_LABELS`` is selected, if they are spread over the classes as it
-        needs.
+        needs. Images with several classes count only for the thresholds of requests with several labels per
+        image.
 
         Raises:
             StoreError: the examples could not be read.
@@ -136,9 +141,39 @@ class MethodSelector:
         stored = await self._examples.features(label_set, model)
         features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
         kept = sampled_images(len(labels), len(label_set.classes))
-        task = await self._resolver.resolve_label_set(label_set, model=model, method=DEFAULT_METHOD)
+        task = await self._resolver.resolve_label_set(label_set, model=model, method=DEFAULT_METHOD, multi_label=False)
         result = await find_best_method(self._comparer, task, features[kept], labels[kept], pool, advance)
-        return result, stored.revision
+        examples = await self._examples.labelled_features(label_set, model)
+        if not (len(labels) or len(pool)) and len(examples.features):
+            problem = "have several classes each, and methods need one"
+            result["reason"] = f"all {len(examples.features)} example images {problem}"
+        return result | await fit_label_thresholds(self._comparer, task, examples), stored.revision
+
+
+async def fit_label_thresholds(comparer: MethodComparer, task: Task, examples: LabelledFeatures) -> dict[str, Any]:
+    """Return how requests with several labels per image are answered: thresholds and scalings, by label.
+
+    The scalings calibrate the log odds of the scores (Platt), and the thresholds have the highest F1 on the examples.
+    ``shared_threshold`` is for all other labels. Without labelled examples there are none.
+    """
+    if not len(examples.features):
+        return {"thresholds": {}, "shared_threshold": None, "scalings": {}}
+    kept = sampled_images(len(examples.features), len(task.classes))
+    scores, _ = await comparer.label_scores(task, examples.features[kept])
+    return await comparer.run(partial(_label_fit, task.classnames, scores, examples.is_label[kept]))
+
+
+def _label_fit(names: Sequence[str], scores: np.ndarray, is_label: np.ndarray) -> dict[str, Any]:
+    log_odds = logit(scores)
+    scalings = fit_scalings(log_odds, is_label)
+    calibrated = np.stack([each.probabilities(column) for each, column in zip(scalings, log_odds.T, strict=True)], 1)
+    fitted = fit_thresholds(calibrated, is_label)
+    by_label = zip(names, fitted.by_label, strict=True)
+    return {
+        "thresholds": {name: threshold for name, threshold in by_label if threshold is not None},
+        "shared_threshold": fitted.shared,
+        "scalings": {name: (each.slope, each.intercept) for name, each in zip(names, scalings, strict=True)},
+    }
 
 
 def sampled_images(images: int, classes: int) -> np.ndarray:

@@ -118,7 +118,7 @@ class SelectionReader:
 
 def evidence_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what responses show of a stored selection: all but the scores of the held-out images."""
-    return {name: value for name, value in result.items() if name not in {"calibrations", "rejection"}}
+    return {name: value for name, value in result.items() if name not in {"calibrations", "rejection", "scalings"}}
 
 
 def _selected_method(selection: StoredSelection) -> SelectedMethod:
@@ -132,4 +132,7 @@ def _selected_method(selection: StoredSelection) -> SelectedMethod:
         None if stored is None else Rejection.from_json(stored),
         selection.version,
         selection.revision,
+        result.get("thresholds", {}),
+        result.get("shared_threshold"),
+        result.get("scalings", {}),
     )

@@ -12,7 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.errors import ConflictError, TooLargeError, UnknownNameError
 from app.store.database import reading, writing
-from app.store.label_sets import IfMatch, append_version, is_storable, lock_current, unknown_label_set
+from app.store.label_sets import (
+    IfMatch,
+    append_version,
+    is_storable,
+    lock_current,
+    settings_of,
+    unknown_label_set,
+)
 from app.store.tables import AnswerRow, DraftRow, LabelSetRow
 from app.types import ClassEntry, DraftStatus, LabelSet
 
@@ -195,7 +202,7 @@ class DraftRepository:
                     f" POST /v1/label-sets/{name}/descriptions:generate create drafts"
                 )
             await _decide(session, accepted, DraftStatus.ACCEPTED)
-            version = append_version(session, row, tuple(classes), current.templates, current.merge_synonyms)
+            version = append_version(session, row, tuple(classes), settings_of(current))
             return version, len(accepted)
 
     async def reject(self, name: str, ids: Collection[int] | None) -> int:

@@ -13,15 +13,15 @@ from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
-from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, func, insert, select, update
+from jaxtyping import Bool, Float, Float32, Int64
+from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, StoreError, TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
 from app.store.label_sets import delete_examples, escape_surrogates, is_storable, lock_current, unknown_label_set
-from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
+from app.store.tables import ExampleFeatureRow, ExampleFurtherClassRow, ExampleRow, LabelSetRow, SelectionRow
 
 # Databases limit the number of parameters of a statement.
 _PER_STATEMENT = 10_000
@@ -35,13 +35,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewExample:
-    """A new example image: the SHA-256 of its file, its class or None, and its unit features (d,) by model.
+    """A new example image: the SHA-256 of its file, its classes if it has any, and its unit features (d,) by model.
 
     ``content`` is the file, if it should be stored.
     """
 
     digest: bytes
-    classname: str | None
+    classnames: tuple[str, ...]
     features: Mapping[str, Float[np.ndarray, " d"]]
     content: bytes | None = None
 
@@ -70,11 +70,14 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An example image; ``models`` are those with features of it, and ``kept`` says whether its file is stored."""
+    """An example image; ``models`` are those with features of it, and ``kept`` says whether its file is stored.
+
+    ``classnames`` is empty for an unlabelled image. Of several, the first given comes first; the others are sorted.
+    """
 
     id: int
     digest: str
-    classname: str | None
+    classnames: tuple[str, ...]
     created_at: datetime
     models: tuple[str, ...]
     kept: bool
@@ -84,22 +87,38 @@ class Example:
 class ExampleCounts:
     """The number of examples of a label set by class, also of classes that its current version does not have.
 
+    An example with several classes counts for each of them; ``labelled_images`` counts it once, and
+    ``several_classes`` is the number of such examples.
     ``without_features`` is the number of examples without features of the requested model.
     """
 
     revision: int
     labelled: Mapping[str, int]
+    labelled_images: int
+    several_classes: int
     unlabelled: int
     without_features: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFeatures:
-    """The stored features of one model in the order of the ids; each label is the index of a class."""
+    """The stored features of one model in the order of the ids; each label is the index of a class.
+
+    Examples with several classes are not among them.
+    """
 
     support_features: Float32[np.ndarray, "s d"]
     support_labels: Int64[np.ndarray, " s"]
     pool_features: Float32[np.ndarray, "u d"]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledFeatures:
+    """The stored features of one model of all examples with classes, and which of the classes each has."""
+
+    features: Float32[np.ndarray, "n d"]
+    is_label: Bool[np.ndarray, "n c"]
     revision: int
 
 
@@ -115,8 +134,8 @@ class ExampleRepository:
     async def add(self, name: str, items: Sequence[NewExample], *, max_examples: int | None = None) -> Added:
         """Store new images, and add the missing class, features and file of images that are stored already.
 
-        A stored image takes the class that is given with it; if none is given, it keeps its own. If an image is given
-        twice in one call, the first one counts.
+        A stored image takes the classes that are given with it instead of its own; if none are given, it keeps its own.
+        If an image is given twice in one call, the first one counts.
 
         Raises:
             UnknownNameError: there is no such label set, or no such class in its current version.
@@ -142,16 +161,20 @@ class ExampleRepository:
             await _require_room(connection, name, len(new), max_examples)
             ids = {digest: known.id for digest, known in present.items()} | await _insert(connection, name, new)
             relabelled = {
-                known.id: firsts[digest].classname
+                known.id: firsts[digest].classnames
                 for digest, known in present.items()
-                if firsts[digest].classname not in {None, known.classname}
+                if firsts[digest].classnames and set(firsts[digest].classnames) != set(known.classnames)
             }
             files = {
                 known.id: firsts[digest].content
                 for digest, known in present.items()
                 if not known.kept and firsts[digest].content is not None
             }
-            await _update(connection, "classname", relabelled)
+            await _update(connection, "classname", {known: classnames[0] for known, classnames in relabelled.items()})
+            await _set_further_classes(
+                connection,
+                {ids[item.digest]: item.classnames for item in new if len(item.classnames) > 1} | relabelled,
+            )
             await _update(connection, "content", files)
             more = await _insert_features(
                 connection, {(ids[digest], model): stored for (digest, model), stored in features.items()}
@@ -189,12 +212,28 @@ class ExampleRepository:
         )
         if model is not None:
             statement = statement.outerjoin(ExampleFeatureRow, _features_of(model))
+        further = (
+            select(ExampleFurtherClassRow.classname, func.count())
+            .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
+            .where(ExampleRow.name == name)
+            .group_by(ExampleFurtherClassRow.classname)
+        )
+        several = (
+            select(func.count(ExampleFurtherClassRow.example_id.distinct()))
+            .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
+            .where(ExampleRow.name == name)
+        )
         async with reading_one_moment(self._engine) as session:
             revision = await _require(session, name)
             rows = (await session.execute(statement)).all()
+            labelled = Counter({classname: number for classname, number, _ in rows if classname is not None})
+            labelled.update({classname: number for classname, number in await session.execute(further)})  # noqa: C416 - rows
+            several_classes = await session.scalar(several) or 0
         return ExampleCounts(
             revision,
-            {classname: number for classname, number, _ in rows if classname is not None},
+            dict(labelled),
+            sum(number for classname, number, _ in rows if classname is not None),
+            several_classes,
             sum(number for classname, number, _ in rows if classname is None),
             sum(number - featured for _, number, featured in rows),
         )
@@ -213,14 +252,14 @@ class ExampleRepository:
             name: of the label set.
             limit: the largest number of examples.
             after: 0 starts at the beginning.
-            classname: return only examples of this class.
+            classname: return only examples that have this class.
             unlabelled: return only examples without a class.
         """
         conditions = [ExampleRow.id > min(after, _LARGEST_ID)]
         if unlabelled:
             conditions.append(ExampleRow.classname.is_(None))
         if classname is not None:
-            conditions.append(ExampleRow.classname == classname)
+            conditions.append(_has_class(name, classname))
         async with reading_one_moment(self._engine) as session:
             await _require(session, name)
             if classname is not None and not is_storable(classname):
@@ -269,7 +308,7 @@ class ExampleRepository:
         Args:
             name: of the label set.
             ids: those to delete.
-            classname: or all of this class.
+            classname: or all that have this class.
             unlabelled: or all without a class.
             everything: or all.
         """
@@ -280,7 +319,7 @@ class ExampleRepository:
             storable = sorted({_storable_id(example_id) for example_id in ids})
             chosen = [(of_name, ExampleRow.id.in_(some)) for some in _pieces(storable, _PER_STATEMENT)]
         elif classname is not None:
-            chosen = [(of_name, ExampleRow.classname == classname)] if is_storable(classname) else []
+            chosen = [(of_name, _has_class(name, classname))] if is_storable(classname) else []
         else:
             chosen = [(of_name, ExampleRow.classname.is_(None))] if unlabelled else [(of_name,)]
         async with writing(self._engine) as session:
@@ -299,8 +338,9 @@ class ExampleRepository:
     ) -> StoredFeatures:
         """Return the features of one model, in one consistent state.
 
-        Examples without features of the model, and those of classes that are not in ``classnames``, are left out. If
-        there are more than ``max_pool`` unlabelled examples, that many are taken, evenly spaced over the ids.
+        Examples without features of the model, those with several classes, and those of classes that are not in
+        ``classnames``, are left out. If there are more than ``max_pool`` unlabelled examples, that many are taken,
+        evenly spaced over the ids.
         """
         places: Mapping[str | None, int] = {None: _UNLABELLED} | {
             classname: place for place, classname in enumerate(classnames)
@@ -308,6 +348,11 @@ class ExampleRepository:
         statement = (
             select(ExampleRow.id, ExampleRow.classname)
             .join(ExampleFeatureRow, _features_of(model))
+            .where(ExampleRow.name == name)
+        )
+        several = (
+            select(ExampleFurtherClassRow.example_id)
+            .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
             .where(ExampleRow.name == name)
         )
         ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -318,8 +363,9 @@ class ExampleRepository:
                 some_ids, some_classnames = zip(*rows, strict=True)
                 ids.append(np.array(some_ids, np.int64))
                 labels.append(np.fromiter(map(places.get, some_classnames, repeat(_LEFT_OUT)), np.int64, len(rows)))
+            left_out = np.array((await connection.scalars(several)).all(), np.int64)
             support, support_labels, pool = await asyncio.to_thread(
-                _chosen, np.concatenate(ids), np.concatenate(labels), max_pool
+                _chosen, np.concatenate(ids), np.concatenate(labels), left_out, max_pool
             )
             support_features = await _load(connection, model, support)
             pool_features = await _load(connection, model, pool)
@@ -330,6 +376,34 @@ class ExampleRepository:
             pool_features.reshape(len(pool), width),
             revision,
         )
+
+    async def labelled_features(self, name: str, model: str, classnames: Sequence[str]) -> LabelledFeatures:
+        """Return the features of one model of the examples with any of the classes, and the classes of each.
+
+        Examples without features of the model are left out, and classes that are not in ``classnames``.
+        """
+        places = {classname: place for place, classname in enumerate(classnames)}
+        first = (
+            select(ExampleRow.id, ExampleRow.classname)
+            .join(ExampleFeatureRow, _features_of(model))
+            .where(ExampleRow.name == name, ExampleRow.classname.is_not(None))
+        )
+        further = (
+            select(ExampleRow.id, ExampleFurtherClassRow.classname)
+            .join(ExampleFurtherClassRow, ExampleFurtherClassRow.example_id == ExampleRow.id)
+            .join(ExampleFeatureRow, _features_of(model))
+            .where(ExampleRow.name == name)
+        )
+        async with reading_one_moment(self._engine) as session:
+            revision = await _require(session, name)
+            connection = await session.connection()
+            rows = [*(await connection.execute(first)), *(await connection.execute(further))]
+            pairs = [(example_id, places[classname]) for example_id, classname in rows if classname in places]
+            ids, images = np.unique(np.array([pair[0] for pair in pairs], np.int64), return_inverse=True)
+            is_label = np.zeros((len(ids), len(classnames)), bool)
+            is_label[images, [pair[1] for pair in pairs]] = True
+            features = await _load(connection, model, ids)
+        return LabelledFeatures(features, is_label, revision)
 
     async def missing(self, name: str, model: str, limit: int, after: int = 0) -> Sequence[tuple[int, bytes]]:
         """Return ids and files of at most ``limit`` stored images without features of the model, sorted by id."""
@@ -461,7 +535,7 @@ class _Present:
     """The columns of a stored example that decide whether it changes."""
 
     id: int
-    classname: str | None
+    classnames: tuple[str, ...]
     kept: bool
 
 
@@ -471,9 +545,11 @@ async def _present(connection: AsyncConnection, name: str, digests: Sequence[byt
         statement = select(
             ExampleRow.digest, ExampleRow.id, ExampleRow.classname, ExampleRow.content.is_not(None)
         ).where(ExampleRow.name == name, ExampleRow.digest.in_(some))
+        rows = (await connection.execute(statement)).all()
+        further = await _further_classes(connection, [row[1] for row in rows])
         found |= {
-            digest: _Present(example_id, classname, kept)
-            for digest, example_id, classname, kept in await connection.execute(statement)
+            digest: _Present(example_id, _classnames(classname, further[example_id]), kept)
+            for digest, example_id, classname, kept in rows
         }
     return found
 
@@ -487,7 +563,7 @@ async def _insert(connection: AsyncConnection, name: str, items: Sequence[NewExa
         {
             "name": name,
             "digest": item.digest,
-            "classname": item.classname,
+            "classname": item.classnames[0] if item.classnames else None,
             "created_at": now,
             "content": item.content,
         }
@@ -509,7 +585,7 @@ async def _require_room(connection: AsyncConnection, name: str, new: int, max_ex
 
 
 def _require_classes(items: Sequence[NewExample], classnames: Sequence[str]) -> None:
-    unknown = {item.classname for item in items if item.classname is not None} - set(classnames)
+    unknown = {classname for item in items for classname in item.classnames} - set(classnames)
     if unknown:
         raise UnknownNameError("class", escape_surrogates(min(unknown)), classnames)
 
@@ -519,6 +595,36 @@ async def _update(connection: AsyncConnection, column: str, by_id: Mapping[int, 
     if by_id:
         statement = update(ExampleRow).where(ExampleRow.id == bindparam("of")).values({column: bindparam("to")})
         await connection.execute(statement, [{"of": example_id, "to": value} for example_id, value in by_id.items()])
+
+
+async def _set_further_classes(connection: AsyncConnection, classnames: Mapping[int, tuple[str, ...]]) -> None:
+    """Replace the classes after the first of several examples."""
+    for some in _pieces(list(classnames), _PER_STATEMENT):
+        await connection.execute(delete(ExampleFurtherClassRow).where(ExampleFurtherClassRow.example_id.in_(some)))
+    values = [
+        {"example_id": example_id, "classname": further}
+        for example_id, given in classnames.items()
+        for further in dict.fromkeys(given)
+        if further != given[0]
+    ]
+    if values:
+        await connection.execute(insert(ExampleFurtherClassRow), values)
+
+
+async def _further_classes(connection: AsyncConnection, ids: Sequence[int]) -> Mapping[int, list[str]]:
+    """Return the classes after the first, by the id of the example."""
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for some in _pieces(ids, _PER_STATEMENT):
+        statement = select(ExampleFurtherClassRow.example_id, ExampleFurtherClassRow.classname).where(
+            ExampleFurtherClassRow.example_id.in_(some)
+        )
+        for example_id, classname in await connection.execute(statement):
+            found[example_id].append(classname)
+    return found
+
+
+def _classnames(first: str | None, further: Sequence[str]) -> tuple[str, ...]:
+    return () if first is None else (first, *sorted(further))
 
 
 async def _insert_features(connection: AsyncConnection, features: Mapping[tuple[int, str], bytes]) -> int:
@@ -577,9 +683,16 @@ def _length(stored: object) -> int:
 
 
 def _chosen(
-    ids: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], max_pool: int | None
+    ids: Int64[np.ndarray, " n"],
+    labels: Int64[np.ndarray, " n"],
+    left_out: Int64[np.ndarray, " m"],
+    max_pool: int | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ids (s,) and labels (s,) of the support, and the ids (u,) of the pool, both ascending."""
+    """Return the ids (s,) and labels (s,) of the support, and the ids (u,) of the pool, both ascending.
+
+    The support has none of the ids ``left_out``.
+    """
+    labels = np.where(np.isin(ids, left_out), _LEFT_OUT, labels)
     order = np.argsort(ids)
     ids, labels = ids[order], labels[order]
     pool = ids[labels == _UNLABELLED]
@@ -627,10 +740,19 @@ async def _examples(
     )
     rows = (await session.execute(statement)).all()
     models: defaultdict[int, set[str]] = defaultdict(set)
-    for example_id, model in await _models(await session.connection(), [row[0] for row in rows]):
+    ids = [row[0] for row in rows]
+    for example_id, model in await _models(await session.connection(), ids):
         models[example_id].add(model)
+    further = await _further_classes(await session.connection(), ids)
     return [
-        Example(example_id, digest.hex(), classname, created_at, tuple(sorted(models[example_id])), kept)
+        Example(
+            example_id,
+            digest.hex(),
+            _classnames(classname, further[example_id]),
+            created_at,
+            tuple(sorted(models[example_id])),
+            kept,
+        )
         for example_id, digest, classname, created_at, kept in rows
     ]
 
@@ -657,6 +779,16 @@ async def _require(session: AsyncSession, name: str) -> int:
     if revision is None:
         raise await unknown_label_set(session, name)
     return revision
+
+
+def _has_class(name: str, classname: str) -> ColumnElement[bool]:
+    further = (
+        select(ExampleFurtherClassRow.example_id)
+        .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
+        .where(ExampleRow.name == name, ExampleFurtherClassRow.classname == classname)
+    )
+    first = select(ExampleRow.id).where(ExampleRow.name == name, ExampleRow.classname == classname)
+    return ExampleRow.id.in_(first.union_all(further))
 
 
 def _has_feature(model: str) -> ColumnElement[bool]:

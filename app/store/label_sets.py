@@ -35,6 +35,15 @@ IfMatch: TypeAlias = Collection[int] | Literal[AnyVersion.ANY] | None
 
 
 @dataclass(frozen=True, slots=True)
+class LabelSetSettings:
+    """Everything in a version except its classes."""
+
+    templates: str
+    merge_synonyms: str = MergeSynonyms.MEAN
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LabelSetSummary:
     """The current version of a label set without its classes."""
 
@@ -140,6 +149,7 @@ class LabelSetRepository:
         templates: str,
         *,
         merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
+        multi_label: bool = False,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
         max_label_sets: int | None = None,
@@ -166,7 +176,8 @@ class LabelSetRepository:
                     problem = f"the label set '{name}' exists already, at version {row.last_version}"
                     raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
                 _require_match(row, if_match)
-            return append_version(session, row, tuple(classes), templates, merge_synonyms), created
+            settings = LabelSetSettings(templates, merge_synonyms, multi_label)
+            return append_version(session, row, tuple(classes), settings), created
 
     async def add_classes(
         self,
@@ -195,7 +206,7 @@ class LabelSetRepository:
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
-            return append_version(session, row, merged, current.templates, current.merge_synonyms)
+            return append_version(session, row, merged, settings_of(current))
 
     async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:
         """Write a new version without one class.
@@ -213,7 +224,7 @@ class LabelSetRepository:
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
-            return append_version(session, row, remaining, current.templates, current.merge_synonyms)
+            return append_version(session, row, remaining, settings_of(current))
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete all versions, examples, drafts and selections permanently; version numbers are not used again.
@@ -285,8 +296,13 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
     return (await connection.execute(delete(ExampleRow).where(*chosen))).rowcount
 
 
+def settings_of(row: LabelSetVersionRow) -> LabelSetSettings:
+    """Return the settings of a version, to write the next one with them."""
+    return LabelSetSettings(row.templates, row.merge_synonyms, row.multi_label)
+
+
 def append_version(
-    session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str, merge_synonyms: str
+    session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], settings: LabelSetSettings
 ) -> LabelSet:
     """Write the next version of a locked label set, and return it."""
     row.last_version += 1
@@ -294,9 +310,10 @@ def append_version(
         name=row.name,
         version=row.last_version,
         classes=classes,
-        templates=templates,
+        templates=settings.templates,
         created_at=datetime.now(UTC),
-        merge_synonyms=merge_synonyms,
+        merge_synonyms=settings.merge_synonyms,
+        multi_label=settings.multi_label,
     )
     session.add(version)
     return replace(
@@ -314,7 +331,13 @@ def _size(label_set: LabelSet) -> int:
 
 def _to_label_set(row: LabelSetVersionRow) -> LabelSet:
     return LabelSet(
-        row.name, row.version, row.classes, row.templates, row.created_at, MergeSynonyms(row.merge_synonyms)
+        row.name,
+        row.version,
+        row.classes,
+        row.templates,
+        row.created_at,
+        MergeSynonyms(row.merge_synonyms),
+        multi_label=row.multi_label,
     )
 
 

@@ -7,7 +7,8 @@ twice, and ``pets@3`` never changes its meaning.
 The unchanged answer of a language model to a question is one row in ``answers``; each draft from it is one row in
 ``drafts``. Both are deleted with the label set. A job is one row in ``jobs``; the process that runs it holds a lease.
 
-An example image is one row in ``examples`` and one per model in ``example_features``. ``label_sets`` counts the changes
+An example image is one row in ``examples``, one per model in ``example_features``, and one per class after the first
+in ``example_further_classes``. ``label_sets`` counts the changes
 to a label set's examples, and continues to count when the label set is deleted and created again, so that a classifier
 is never used for other examples than those it was fitted on. The method selection of a label set and a model is one row
 in ``selections``.
@@ -21,6 +22,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -30,6 +32,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -90,12 +93,13 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "features": list(entry.features),
         "prompt": entry.prompt,
     }
-    return {"name": entry.name} | {key: value for key, value in others.items() if value}
+    threshold = {} if entry.threshold is None else {"threshold": entry.threshold}
+    return {"name": entry.name} | {key: value for key, value in others.items() if value} | threshold
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"))
+    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("threshold"))
 
 
 class Base(DeclarativeBase):
@@ -137,6 +141,7 @@ class LabelSetVersionRow(Base):
     templates: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     merge_synonyms: Mapped[str] = mapped_column(Text, server_default="mean")
+    multi_label: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class AnswerRow(Base):
@@ -202,6 +207,8 @@ class JobRow(Base):
 class ExampleRow(Base):
     """An example image of a label set; without a class it belongs to the unlabelled pool.
 
+    ``classname`` is its class, or the first of its classes.
+
     ``digest`` is the SHA-256 of the file. ``content`` is the file, if it is stored.
     """
 
@@ -219,6 +226,21 @@ class ExampleRow(Base):
     classname: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     content: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+
+
+class ExampleFurtherClassRow(Base):
+    """A class of an example image that has several; the first one is in ``examples``.
+
+    So an image of one class takes no row here, and lists by class find both with an index.
+    """
+
+    __tablename__ = "example_further_classes"
+    __table_args__ = (Index("ix_example_further_classes_classname", "classname"),)
+
+    example_id: Mapped[int] = mapped_column(
+        COUNTED_TYPE, ForeignKey(ExampleRow.id, ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    classname: Mapped[str] = mapped_column(Text, primary_key=True)
 
 
 class ExampleFeatureRow(Base):

@@ -67,6 +67,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
         "prediction_set",
         "image_id",
         "weak_match",
+        "labels",
         "explanation",
         "warnings",
         "error",

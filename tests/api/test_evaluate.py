@@ -202,3 +202,49 @@ def test_a_job_that_has_ended_well_has_done_all_its_steps(client):
     evaluated = ended(client, client.post(STORED, json={}))
     for job in (tried, evaluated):
         assert job["done"] == job["total"] > 0
+
+
+# --- several classes per image -------------------------------------------------------------------------------------
+
+
+def test_images_of_several_classes_are_measured_by_label(colours):
+    """The fake encoder finds a colour in a picture of it; of mixed pictures it finds one of the two."""
+    pictures = [picture(colour) for colour in COLOURS * 3] + [picture("red"), picture("black")]
+    classes = [*COLOURS * 3, '["red", "blue"]', ""]
+    result = ended(colours, post(colours, pictures, classes))["result"]
+    assert (result["images"], result["model"], result["folds"], result["skipped"]) == (11, "fake", 5, [])
+    whole = result["at_default"]
+    assert whole["labels_per_image"] == pytest.approx(11 / 11)
+    assert {row["name"]: row["support"] for row in whole["labels"]} == {"red": 4, "green": 3, "blue": 4}
+    red = whole["labels"][0]
+    assert (red["name"], red["recall"]) == ("red", 1)
+    assert 0.5 < whole["mean_average_precision"] <= 1
+    assert 0 <= result["at_shared"]["micro_f1"] <= 1
+    assert set(result["thresholds"]) == set(COLOURS)
+    assert "methods" not in result
+
+
+def test_one_class_per_image_is_measured_by_label_on_request_only(colours):
+    images = [picture(colour) for colour in COLOURS * 3]
+    by_label = ended(colours, post(colours, images, COLOURS * 3, multi_label="true"))["result"]
+    assert by_label["at_default"]["mean_average_precision"] == 1
+    compared = ended(colours, post(colours, images, COLOURS * 3, multi_label="false"))["result"]
+    assert compared["methods"]
+    assert fields_of(post(colours, images, COLOURS * 3, multi_label="maybe")) == {"multi_label"}
+    assert fields_of(post(colours, images[:1], [""], multi_label="true")) == {"class"}
+    expect_problem(post(colours, images[:1], ['["red", "puma"]']), 404, "unknown-name")
+
+
+def test_stored_examples_of_several_classes_are_measured_by_label_and_not_compared(client):
+    with_things(client)
+    teach(client, each=6)
+    both = [shade(0, number) for number in range(20, 24)]
+    added(add(client, both, ['["tomato", "sky"]']))
+    result = ended(client, client.post(STORED, json={"multi_label": True}))["result"]
+    assert result["images"] == 22
+    assert {row["name"]: row["support"] for row in result["at_default"]["labels"]} == {
+        "tomato": 10,
+        "leaf": 6,
+        "sky": 10,
+    }
+    assert ended(client, client.post(STORED, json={}))["result"]["images"] == 18

@@ -30,6 +30,7 @@ AT = "/v1/label-sets/things"
 IMAGES = f"{AT}/images"
 SELECTION = f"{AT}/selection"
 NONE = "/v1/label-sets/none"
+NO_LABELS = {"labelled_images": 0, "several_classes": 0}
 
 
 @pytest.fixture
@@ -127,6 +128,8 @@ def test_what_is_kept_of_an_image_is_its_hash_its_class_its_time_and_its_feature
     assert reply["counts"] == {
         "revision": 1,
         "labelled": {"leaf": 1, "tomato": 1},
+        "labelled_images": 2,
+        "several_classes": 0,
         "unlabelled": 1,
         "without_features": 0,
     }
@@ -136,7 +139,7 @@ def test_what_is_kept_of_an_image_is_its_hash_its_class_its_time_and_its_feature
     assert [each["sha256"] for each in page["images"]] == [hashlib.sha256(image).hexdigest() for image in images]
     assert [each["class"] for each in page["images"]] == ["tomato", "leaf", None]
     for each in page["images"]:
-        assert set(each) == {"id", "sha256", "class", "created_at", "kept", "models"}
+        assert set(each) == {"id", "sha256", "class", "classes", "created_at", "kept", "models"}
         assert (each["kept"], each["models"]) == (False, 1)
         assert abs(datetime.now(UTC) - datetime.fromisoformat(each["created_at"])) < timedelta(minutes=1)
         assert things.get(f"{IMAGES}/{each['id']}").json() == each
@@ -159,6 +162,35 @@ def test_classes_are_given_for_none_for_all_or_for_each(client, given, reply):
     assert classes_of(client) == reply
 
 
+@pytest.mark.parametrize(
+    ("images", "given", "reply"),
+    [
+        (2, ['["tomato", "leaf"]'], [["tomato", "leaf"]] * 2),
+        (3, ['["sky", "leaf"]', "sky", ""], [["sky", "leaf"], ["sky"], []]),
+        (2, ['["sky", " sky "]', "[]"], [["sky"], []]),
+        (1, ["tomato", "sky"], [["tomato", "sky"]]),
+        (1, ['["tomato"]', "leaf", "", "leaf"], [["tomato", "leaf"]]),
+        (1, ["[x]"], [["[x]"]]),
+    ],
+)
+def test_an_image_may_have_several_classes(client, images, given, reply):
+    with_things(client, [*CLASSES, "[x]"])
+    added(add(client, [shade(0, number) for number in range(images)], given))
+    page = listed(client)
+    assert [each["classes"] for each in page["images"]] == reply
+    assert [each["class"] for each in page["images"]] == [names[0] if len(names) == 1 else None for names in reply]
+    assert page["counts"]["several_classes"] == sum(len(names) > 1 for names in reply)
+
+
+@pytest.mark.parametrize(
+    "given", ["[tomato]", '["tomato", 1]', '[["tomato"]]', '["tomato", ""]', '["a", "b", "c", "d"]', "[" * 5000]
+)
+def test_a_list_of_classes_that_is_not_a_json_array_of_names_is_refused(things, given):
+    assert fields_of(add(things, [shade(0, 0)], [given])) == {"class"}
+    assert "puma" in problem_of(add(things, [shade(0, 0)], ['["tomato", "puma"]']), "unknown-name")["detail"]
+    assert counts(things)["revision"] == 0
+
+
 def test_classes_that_do_not_fit_the_images_are_refused_and_nothing_is_added(things):
     images = [shade(kind, 0) for kind in range(3)]
     assert fields_of(add(things, images, ["tomato", "leaf"])) == {"class"}
@@ -167,7 +199,7 @@ def test_classes_that_do_not_fit_the_images_are_refused_and_nothing_is_added(thi
     detail = problem_of(add(things, images, ["tomato", "", "puma"]), "unknown-name")["detail"]
     assert "unknown class 'puma'; known: leaf, sky, tomato" in detail
     problem_of(add(things, images, ["Tomato"]), "unknown-name")
-    assert counts(things) == {"revision": 0, "labelled": {}, "unlabelled": 0, "without_features": 0}
+    assert counts(things) == {"revision": 0, "labelled": {}, **NO_LABELS, "unlabelled": 0, "without_features": 0}
     assert things.get("/v1/jobs").json()["jobs"] == []
 
 
@@ -250,6 +282,8 @@ def test_images_are_listed_a_page_at_a_time_and_by_class(things):
         assert page["counts"] == {
             "revision": 1,
             "labelled": {"leaf": 3, "sky": 3, "tomato": 3},
+            "labelled_images": 9,
+            "several_classes": 0,
             "unlabelled": 1,
             "without_features": 0,
         }
@@ -388,7 +422,7 @@ def test_too_many_images_or_bytes_in_a_request_are_refused_with_the_limit(make_c
     problem_of(add(client, [shade(0, 9)], ["sky"] * 9), "too-large")
     detail = problem_of(add(client, [shade(1, 0) + bytes(5000)]), "body-too-large")["detail"]
     assert "DEIXIS_MAX_REQUEST_BYTES" in detail
-    assert counts(client) == {"revision": 1, "labelled": {}, "unlabelled": 3, "without_features": 0}
+    assert counts(client) == {"revision": 1, "labelled": {}, **NO_LABELS, "unlabelled": 3, "without_features": 0}
 
 
 def test_a_label_set_holds_as_many_examples_as_allowed_and_not_one_more(make_client):
@@ -424,7 +458,7 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(things):
     problem_of(things.get(f"{IMAGES}/{before[0]['id']}"), "unknown-name")
     problem_of(things.delete(f"{IMAGES}/{before[0]['id']}"), "unknown-name")
     assert left(things.delete(IMAGES, params={"all": True}), 5) == []
-    assert counts(things) == {"revision": 5, "labelled": {}, "unlabelled": 0, "without_features": 0}
+    assert counts(things) == {"revision": 5, "labelled": {}, **NO_LABELS, "unlabelled": 0, "without_features": 0}
 
 
 def test_a_deletion_says_what_in_one_way_or_nothing_is_deleted(things):
@@ -439,7 +473,14 @@ def test_a_deletion_says_what_in_one_way_or_nothing_is_deleted(things):
         {"class": "sky", "unlabelled": True, "all": True},
     ):
         assert "all=true" in problem_of(things.delete(IMAGES, params=query), "invalid-field")["detail"]
-    assert counts(things) == {"revision": 1, "labelled": {"sky": 1}, "unlabelled": 1, "without_features": 0}
+    assert counts(things) == {
+        "revision": 1,
+        "labelled": {"sky": 1},
+        "labelled_images": 1,
+        "several_classes": 0,
+        "unlabelled": 1,
+        "without_features": 0,
+    }
 
 
 def test_examples_of_a_class_that_is_gone_are_counted_and_can_be_deleted(things):
@@ -610,13 +651,20 @@ def test_a_folder_with_every_kind_of_file_is_imported(make_client, tmp_path):
 
 def test_a_folder_is_imported_as_one_class_or_unlabelled_and_again_without_harm(importing, encoder):
     assert imported(importing)["result"]["added"] == 12
-    assert counts(importing) == {"revision": 1, "labelled": {}, "unlabelled": 12, "without_features": 0}
+    assert counts(importing) == {"revision": 1, "labelled": {}, **NO_LABELS, "unlabelled": 12, "without_features": 0}
     encoder.image_batches.clear()
     again = imported(importing, **{"class": "leaf"})["result"]
     assert (again["added"], again["relabelled"], again["duplicates"]) == (0, 12, 0)
     assert counts(importing)["labelled"] == {"leaf": 12}
     assert imported(importing)["result"]["duplicates"] == 12
     assert encoder.image_batches == []
+
+
+def test_a_folder_is_imported_with_several_classes(importing):
+    job = imported(importing, classes=["leaf", "tomato"])
+    found = listed(importing)
+    assert job["result"]["added"] == len(found["images"]) == found["counts"]["several_classes"]
+    assert all(each["classes"] == ["leaf", "tomato"] for each in found["images"])
 
 
 def test_without_a_folder_to_import_from_nothing_is_imported(things):
@@ -673,6 +721,10 @@ def test_an_import_that_fails_is_reported_at_once_or_by_the_job(importing, folde
     both = importing.post(IMAGES, json={"folder": "garden", "by_subfolder": True, "class": "leaf"})
     assert fields_of(both) == {"class"}
     assert fields_of(importing.post(IMAGES, json={"folder": "garden", "class": ""})) == {"class"}
+    assert fields_of(importing.post(IMAGES, json={"folder": "garden", "class": "leaf", "classes": ["sky"]})) == {
+        "class"
+    }
+    assert fields_of(importing.post(IMAGES, json={"folder": "garden", "classes": []})) == {"classes"}
     problem_of(importing.post(IMAGES, json={"folder": "garden", "class": "puma"}), "unknown-name")
     assert importing.get("/v1/jobs").json()["jobs"] == []
     (folder / "empty").mkdir()
@@ -897,7 +949,7 @@ def test_the_routes_are_described_with_both_bodies_and_every_answer():
     adding = api["paths"]["/v1/label-sets/{name}/images"]["post"]
     bodies = adding["requestBody"]["content"]
     assert set(bodies["multipart/form-data"]["schema"]["properties"]) == {"image", "class"}
-    assert set(bodies["application/json"]["schema"]["properties"]) == {"folder", "by_subfolder", "class"}
+    assert set(bodies["application/json"]["schema"]["properties"]) == {"folder", "by_subfolder", "class", "classes"}
     assert all(each["schema"]["additionalProperties"] is False for each in bodies.values())
     assert {"201", "202"} <= set(adding["responses"])
     content = api["paths"]["/v1/label-sets/{name}/images/{image_id}/content"]["get"]["responses"]["200"]["content"]
@@ -909,7 +961,7 @@ def test_the_routes_are_described_with_both_bodies_and_every_answer():
     }
     assert query == {"class", "unlabelled", "all"}
     evaluating = api["paths"]["/v1/label-sets/{name}:evaluate"]["post"]["requestBody"]["content"]
-    assert set(evaluating["application/json"]["schema"]["properties"]) == {"model", "template"}
+    assert set(evaluating["application/json"]["schema"]["properties"]) == {"model", "template", "multi_label"}
 
 
 def test_a_deletion_with_a_field_that_is_mistyped_or_repeated_deletes_nothing(things):

@@ -17,6 +17,7 @@ LYNX = {
     "synonyms": ["bobcat"],
     "features": ["tufted ears", "a wild cat"],
     "prompt": "a photo of a {}, the wild cat.",
+    "threshold": 0.25,
 }
 
 
@@ -50,11 +51,18 @@ def test_what_is_put_is_what_is_got(client):
     reply = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
     assert reply.json() == client.get(at("cats")).json()
     body = reply.json()
-    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "created_at"}
+    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "multi_label", "created_at"}
     assert body["classes"] == [
         LYNX,
-        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
-        {"name": "owl", "descriptions": ["eyes in front"], "synonyms": [], "features": [], "prompt": None},
+        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "threshold": None},
+        {
+            "name": "owl",
+            "descriptions": ["eyes in front"],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "threshold": None,
+        },
     ]
     assert body["merge_synonyms"] == "mean"
     assert body["templates"] == "a photo of a {}, a kind of cat."

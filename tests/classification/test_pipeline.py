@@ -85,6 +85,7 @@ async def start(anyio_backend):
                 examples=NoExamples(),
                 max_pool=100,
                 metrics=metrics,
+                words=["dog", "chair"],
             )
             pipeline = Pipeline(
                 models,

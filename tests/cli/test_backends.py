@@ -134,7 +134,7 @@ async def ignore(done, total):
 async def add_examples(backend, per_class=4):
     """Add labelled examples, compare the methods, and return the result of the upload."""
     pairs = [(shade(kind, number), name) for number in range(per_class) for kind, name in enumerate(CLASSES)]
-    added = await backend.add_examples("things", [image for image, _ in pairs], [name for _, name in pairs])
+    added = await backend.add_examples("things", [image for image, _ in pairs], [(name,) for _, name in pairs])
     await backend.select_methods("things", added.job, ignore)
     return added
 
@@ -143,12 +143,12 @@ async def test_examples_are_added_counted_and_deleted(opened):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
         images = [shade(kind, 0) for kind in range(3)]
-        added = await backend.add_examples("things", [*images, b"no picture"], ["tomato", None, " sky ", "leaf"])
+        added = await backend.add_examples("things", [*images, b"no picture"], [("tomato",), (), (" sky ",), ("leaf",)])
         assert (added.added, added.relabelled, added.duplicates) == (3, 0, 0)
         assert [each.image for each in added.skipped] == [3]
         assert added.counts == await backend.example_counts("things")
         assert (added.counts.labelled, added.counts.unlabelled) == ({"sky": 1, "tomato": 1}, 1)
-        again = await backend.add_examples("things", images, [None, "leaf", "tomato"])
+        again = await backend.add_examples("things", images, [(), ("leaf",), ("tomato",)])
         assert (again.added, again.relabelled, again.duplicates) == (0, 2, 1)
         gone = await backend.delete_examples("things", classname="tomato", unlabelled=False, everything=False)
         assert (gone.deleted, gone.counts.labelled) == (2, {"leaf": 1})
@@ -158,16 +158,16 @@ async def test_examples_are_added_counted_and_deleted(opened):
         assert (rest.deleted, rest.counts.labelled, rest.counts.unlabelled) == (1, {}, 0)
 
 
-@pytest.mark.parametrize("classname", [None, "tomato"])
-async def test_images_of_one_class_or_of_none_are_added_alone_or_together(opened, classname):
+@pytest.mark.parametrize("classes", [(), ("tomato",), ("tomato", " sky")])
+async def test_images_of_one_class_of_several_or_of_none_are_added_alone_or_together(opened, classes):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
         for numbers in ([0], [1, 2]):
             images = [shade(0, number) for number in numbers]
-            assert (await backend.add_examples("things", images, [classname] * len(images))).added == len(images)
+            assert (await backend.add_examples("things", images, [classes] * len(images))).added == len(images)
         counts = await backend.example_counts("things")
-        assert counts.labelled == ({} if classname is None else {classname: 3})
-        assert counts.unlabelled == (3 if classname is None else 0)
+        assert counts.labelled == {classname.strip(): 3 for classname in classes}
+        assert counts.unlabelled == (0 if classes else 3)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -176,7 +176,7 @@ async def test_an_upload_of_bad_images_only_skips_each_of_them(opened, settings,
         await backend.put_label_set("things", THINGS)
         images = [b"no picture", picture() + bytes(settings.max_image_bytes), b""]
         for count in (1, 3):
-            added = await backend.add_examples("things", images[:count], (["leaf"] if labelled else [None]) * count)
+            added = await backend.add_examples("things", images[:count], [("leaf",) if labelled else ()] * count)
             assert (added.added, added.job) == (0, None)
             assert [each.image for each in added.skipped] == list(range(count))
         assert "DEIXIS_MAX_IMAGE_BYTES" in added.skipped[1].problem
@@ -187,9 +187,9 @@ async def test_invalid_examples_are_an_error(opened):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
         with pytest.raises(ERRORS, match="unknown class 'puma'; known: leaf, sky, tomato"):
-            await backend.add_examples("things", [shade(0, 0)], ["puma"])
+            await backend.add_examples("things", [shade(0, 0)], [("puma",)])
         for work in (
-            backend.add_examples("none", [shade(0, 0)], [None]),
+            backend.add_examples("none", [shade(0, 0)], [()]),
             backend.example_counts("none"),
             backend.delete_examples("none", classname=None, unlabelled=False, everything=True),
             backend.selection("none", None),
@@ -220,19 +220,19 @@ async def test_methods_are_compared_and_the_selected_one_is_used(opened):
 
 
 @pytest.mark.parametrize(
-    ("changes", "images", "classname"),
+    ("changes", "images", "classes"),
     [
-        ({"max_request_bytes": 1500}, [shade(kind, number) for number in range(3) for kind in range(3)], "leaf"),
-        ({"max_evaluation_images": 4}, [shade(0, number) for number in range(9)], None),
+        ({"max_request_bytes": 1500}, [shade(kind, number) for number in range(3) for kind in range(3)], ("leaf",)),
+        ({"max_evaluation_images": 4}, [shade(0, number) for number in range(9)], ()),
     ],
     ids=["bytes", "number"],
 )
-async def test_examples_that_exceed_a_limit_of_one_request_are_all_added(opened, changes, images, classname):
+async def test_examples_that_exceed_a_limit_of_one_request_are_all_added(opened, changes, images, classes):
     async with opened(**changes) as backend:
         await backend.put_label_set("things", THINGS)
-        added = await backend.add_examples("things", images, [classname] * 9)
+        added = await backend.add_examples("things", images, [classes] * 9)
         assert (added.added, added.skipped) == (9, [])
-        assert added.counts.labelled == ({} if classname is None else {classname: 9})
+        assert added.counts.labelled == dict.fromkeys(classes, 9)
 
 
 # --- servers that refuse or do not respond ---------------------------------------------------------------------------

@@ -658,3 +658,62 @@ def test_all_methods_are_compared_with_the_stored_examples(run, where, things, a
     report = json.loads(done.stdout)
     assert report["images"] == 9
     assert {"zero-shot", "cupl"} <= {each["method"] for each in report["methods"]}
+
+
+# --- several labels per image --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(folder, tmp_path):
+    """Return a file with the labels of the pictures of a folder: two have both, and one has none."""
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+    labels = {name: ["red"] if name.startswith("red") else ["blue"] for name in names}
+    labels |= {names[0]: ["blue", "red"], names[-1]: ["red", "blue"], names[1]: []}
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps(labels | {"nowhere.png": ["red"]}))
+    return file
+
+
+def test_evaluate_measures_several_labels_per_image(run, folder, labelled, where):
+    done = run("evaluate", folder, "--image-labels", labelled, "-l", "red, blue", "--json", "-", *where)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["images"], report["skipped"]) == (6, 0)
+    rows = {row["name"]: row for row in report["at_default"]["labels"]}
+    assert {name: row["support"] for name, row in rows.items()} == {"red": 4, "blue": 3}
+    assert 0.5 < report["at_default"]["mean_average_precision"] < 1
+    assert "1 of the 7 images" in " ".join(done.stderr.split())
+    table = run("evaluate", folder, "--image-labels", labelled, *where)
+    assert "mAP" in table.stdout
+    assert "one per label, fitted" in table.stdout
+
+
+def test_examples_of_several_classes_are_added_from_a_file_or_with_several_options(
+    run, folder, labelled, tmp_path, where
+):
+    names = tmp_path / "names.txt"
+    names.write_text("blue\nred\ngreen", "utf-8")
+    assert run("label-sets", "import", "colours", names, *where).exit_code == 0
+    added = run("examples", "add", "colours", folder, "--image-labels", labelled, *where)
+    assert added.exit_code == 0, added.stderr
+    assert "6 added" in added.stdout
+    assert "2 of 5 labelled images have several classes" in added.stdout
+    more = run("examples", "add", "colours", folder / "red", "--class", "red", "--class", "green", *where)
+    assert "3 relabelled" in more.stdout
+    assert "4 of 5 labelled images have several classes" in more.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", ".", "--image-labels", "labels.csv", "--method", "all"), "--image-labels"),
+        (("evaluate", ".", "--image-labels", "labels.csv", "-n", "a=b"), "--image-labels"),
+        (("examples", "add", "x", ".", "--image-labels", "labels.csv", "-b"), "--image-labels"),
+        (("examples", "add", "x", ".", "..", "--image-labels", "labels.csv"), "--image-labels"),
+        (("evaluate", ".", "--image-labels", "nowhere.csv"), "nowhere.csv: cannot be read"),
+    ],
+)
+def test_a_file_of_labels_excludes_other_sources_of_labels(run, arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())

@@ -468,3 +468,19 @@ def test_no_name_that_would_change_the_path_is_sent(client, name):
 def test_a_class_of_any_other_name_is_removed_and_nothing_else(client, name):
     client.label_sets.put("pets", ["cat", name, "dog"])
     assert [entry.name for entry in client.label_sets.remove_class("pets", name).classes] == ["cat", "dog"]
+
+
+def test_examples_and_images_to_evaluate_may_have_several_classes(client):
+    client.label_sets.put("colours", ["red", "blue", "green"])
+    red, blue, green = (picture(colour) for colour in ("red", "blue", "green"))
+    both = client.examples.add("colours", [red, blue], classes=["red", "blue"])
+    assert (both.counts.labelled_images, both.counts.several_classes) == (2, 2)
+    mixed = client.examples.add("colours", [red, green, picture("black")], label=[["red"], ["green", "blue"], None])
+    assert (mixed.added, mixed.relabelled) == (2, 1)
+    found = [(example.label, example.classes) for example in client.examples.list("colours")]
+    assert found == [("red", ["red"]), (None, ["red", "blue"]), (None, ["green", "blue"]), (None, [])]
+    with pytest.raises(ValueError, match="either label, or classes"):
+        client.examples.add("colours", [red], label="red", classes=["red"])
+    result = client.label_sets.evaluate("colours", [(red, ["red"]), (blue, ["blue", "green"])]).wait().result
+    assert result["at_default"]["labels_per_image"] == 1.5
+    assert client.label_sets.evaluate("colours", multi_label=True).wait().result["images"] == 3

@@ -45,7 +45,7 @@ async def test_another_process_does_not_use_deleted_images(service, other):
 async def test_additions_are_fitted_in_the_background(service, other):
     await stock(service, "things")
     assert (await classify(other, method="gda")).examples.labelled == 24
-    (item,) = await service.examples.prepare("things", [shade(2, 901)], ["sky"])
+    (item,) = await service.examples.prepare("things", [shade(2, 901)], [("sky",)])
     await service.examples.add("things", [item])
     assert (await classify(other, method="gda")).examples.labelled == 24
     await other.fits.idle()
@@ -83,7 +83,7 @@ async def test_an_image_whose_features_are_not_finite_is_not_an_example(settings
 
     async with open_service(settings, [NoNumbers()]) as service:
         await stock(service, "things", labelled=0)
-        red, green = await service.examples.prepare("things", [shade(0, 1), shade(1, 1)], [None, None])
+        red, green = await service.examples.prepare("things", [shade(0, 1), shade(1, 1)], [(), ()])
         assert isinstance(green, NotAnImageError)
         assert "NaN or infinity" in green.message
         assert (await service.examples.add("things", [red])).added == 1

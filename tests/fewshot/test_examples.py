@@ -46,8 +46,8 @@ async def classify(service, images, **fields):
 
 async def test_a_prepared_image_has_a_hash_a_class_and_features_of_every_model(service, encoder):
     image = shade(0, 1)
-    (prepared,) = await service.examples.prepare("things", [image], ["tomato"])
-    assert (prepared.digest, prepared.classname) == (hashlib.sha256(image).digest(), "tomato")
+    (prepared,) = await service.examples.prepare("things", [image], [("tomato",)])
+    assert (prepared.digest, prepared.classnames) == (hashlib.sha256(image).digest(), ("tomato",))
     assert set(prepared.features) == {"fake", "second"}
     (expected,) = await service.examples.encode("fake", [image])
     for feature in prepared.features.values():
@@ -58,7 +58,7 @@ async def test_a_prepared_image_has_a_hash_a_class_and_features_of_every_model(s
 async def test_images_that_are_deleted_during_an_upload_are_not_stored_without_features(service):
     known, new = shades(2)
     await keep(service, "things", [known], ["tomato"])
-    prepared = await service.examples.prepare("things", [known, new], ["tomato"] * 2)
+    prepared = await service.examples.prepare("things", [known, new], [("tomato",)] * 2)
     await service.examples.delete("things", everything=True)
     with pytest.raises(ConflictError, match=r"1 of the 2 images were deleted .* send them again"):
         await service.examples.add("things", prepared)
@@ -72,7 +72,7 @@ async def test_known_images_are_not_encoded_again_and_can_change_their_class(ser
     await keep(service, "things", images, [None] * 6)
     encoder.image_batches.clear()
     second.image_batches.clear()
-    prepared = await service.examples.prepare("things", [*images, shade(0, 99)], ["leaf"] * 7)
+    prepared = await service.examples.prepare("things", [*images, shade(0, 99)], [("leaf",)] * 7)
     assert sum(encoder.image_batches) == sum(second.image_batches) == 1
     added = await service.examples.add("things", prepared)
     assert (added.added, added.relabelled) == (1, 6)
@@ -84,7 +84,7 @@ async def test_images_of_another_label_set_are_encoded_again(service, encoder):
     await service.label_sets.put("others", [ClassEntry("it")], "{}")
     await keep(service, "others", shades(2), [None, None])
     encoder.image_batches.clear()
-    prepared = await service.examples.prepare("things", shades(2), [None, None])
+    prepared = await service.examples.prepare("things", shades(2), [(), ()])
     assert sum(encoder.image_batches) == 2
     assert all(item.features for item in prepared)
 
@@ -100,7 +100,7 @@ async def test_an_image_without_features_of_one_model_is_encoded(settings, encod
 
 async def test_unreadable_images_are_reported_by_position_and_the_others_are_added(service):
     images = [shade(0, 1), b"no image", shade(1, 1), b"", picture()[:60]]
-    prepared = await service.examples.prepare("things", images, ["tomato", "leaf", "leaf", None, None])
+    prepared = await service.examples.prepare("things", images, [("tomato",), ("leaf",), ("leaf",), (), ()])
     assert [isinstance(item, NewExample) for item in prepared] == [True, False, True, False, False]
     assert isinstance(prepared[1], NotAnImageError)
     assert all(isinstance(item, ClientError) for item in (prepared[3], prepared[4]))
@@ -131,7 +131,7 @@ async def test_files_are_stored_only_if_enabled(settings, encoder, keep_images):
 
 async def test_an_unknown_label_set_is_an_error_before_encoding(service, encoder):
     with pytest.raises(UnknownNameError):
-        await service.examples.prepare("nothing", shades(1), [None])
+        await service.examples.prepare("nothing", shades(1), [()])
     assert encoder.image_batches == []
 
 
@@ -149,7 +149,7 @@ async def test_more_images_than_the_queue_admits_are_encoded_in_batches(settings
     async with open_service(settings, [encoder]) as service:
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         async with asyncio.timeout(5):
-            prepared = await service.examples.prepare("things", shades(20), [None] * 20)
+            prepared = await service.examples.prepare("things", shades(20), [()] * 20)
     assert all(isinstance(item, NewExample) for item in prepared)
 
 
@@ -177,9 +177,9 @@ async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated,
         before = asyncio.create_task(service.models.encode_images("fake", shades(8)))
         assert await asyncio.to_thread(gated.images_entered.acquire, timeout=10)
         with pytest.raises(OverloadedError):
-            await service.examples.prepare("things", shades(2, 50), [None] * 2, wait=False)
+            await service.examples.prepare("things", shades(2, 50), [()] * 2, wait=False)
         monkeypatch.setattr(service.models, "encode_images", recorded)
-        patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [None] * 2))
+        patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [()] * 2))
         await refused.wait()
         gated.open()
         await before

@@ -180,15 +180,15 @@ def test_a_loop_of_links_is_rejected(folder):
 
 def test_images_are_imported_with_one_class_without_a_class_or_by_subfolder(folder):
     everything = ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG"]
-    for classname in (None, "b"):
-        found = import_images(folder, ["a", "b"], by_subfolder=False, classname=classname)
+    for classes in ((), ("b",), ("a", "b")):
+        found = import_images(folder, ["a", "b"], by_subfolder=False, classes=classes)
         assert relative([file for file, _ in found], folder) == everything
-        assert {name for _, name in found} == {classname}
-    found = import_images(folder, ["b", "a"], by_subfolder=True, classname=None)
-    assert [(file.relative_to(folder).as_posix(), name) for file, name in found] == [
-        ("a/deep/er/3.webp", "a"),
-        ("b/1.png", "b"),
-        ("b/2.JPG", "b"),
+        assert {given for _, given in found} == {classes}
+    found = import_images(folder, ["b", "a"], by_subfolder=True, classes=())
+    assert [(file.relative_to(folder).as_posix(), given) for file, given in found] == [
+        ("a/deep/er/3.webp", ("a",)),
+        ("b/1.png", ("b",)),
+        ("b/2.JPG", ("b",)),
     ]
 
 
@@ -200,23 +200,21 @@ def test_underscores_of_a_subfolder_are_spaces_unless_the_class_has_underscores(
         (["coffee_cup"], "coffee_cup"),
         (["coffee cup", "coffee_cup"], "coffee_cup"),
     ]:
-        assert [name for _, name in import_images(tmp_path, classnames, by_subfolder=True, classname=None)] == [
-            expected
-        ]
+        assert [name for _, name in import_images(tmp_path, classnames, by_subfolder=True, classes=())] == [(expected,)]
 
 
 def test_the_error_for_a_subfolder_without_a_class_lists_the_classes(folder):
     with pytest.raises(
         UnknownNameError, match="unknown class 'b'; known: a, c; subfolders must have the names of classes"
     ):
-        import_images(folder, ["a", "c"], by_subfolder=True, classname=None)
+        import_images(folder, ["a", "c"], by_subfolder=True, classes=())
 
 
 def test_a_folder_without_images_cannot_be_imported(tmp_path):
     with pytest.raises(InvalidFieldError, match="no image"):
-        import_images(tmp_path, ["a"], by_subfolder=False, classname="a")
+        import_images(tmp_path, ["a"], by_subfolder=False, classes=("a",))
     with pytest.raises(InvalidFieldError, match="no subfolder with images"):
-        import_images(tmp_path, ["a"], by_subfolder=True, classname=None)
+        import_images(tmp_path, ["a"], by_subfolder=True, classes=())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
@@ -228,7 +226,7 @@ def test_links_that_point_out_of_an_imported_folder_are_skipped(folder, tmp_path
     (folder / "a" / "all").symlink_to(elsewhere)
     (folder / "a" / "one.gif").symlink_to(elsewhere / "5.gif")
     (folder / "a" / "same.png").symlink_to(folder / "b" / "1.png")
-    found = import_images(folder, ["a", "b"], by_subfolder=by_subfolder, classname=None)
+    found = import_images(folder, ["a", "b"], by_subfolder=by_subfolder, classes=())
     assert {file.name for file, _ in found} == {"3.webp", "same.png", "1.png", "2.JPG"} | (
         set() if by_subfolder else {"loose.tiff"}
     )

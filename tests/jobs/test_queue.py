@@ -260,7 +260,7 @@ async def teach(service, per_class=4):
     """Add labelled examples."""
     pairs = [(shade(kind, number), name) for number in range(per_class) for kind, name in enumerate(CLASSES)]
     images, names = zip(*pairs, strict=True)
-    await service.examples.add("things", await service.examples.prepare("things", images, names))
+    await service.examples.add("things", await service.examples.prepare("things", images, [(name,) for name in names]))
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ async def test_an_import_adds_a_folder_and_starts_a_selection(things_of, folder)
     jobs = jobs_of(service, import_dir=folder)
     jobs.queue.start()
     job = await wait_until_finished(
-        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     )
     assert (job.status, job.done, job.total) == (JobStatus.SUCCEEDED, 70, 70)
     assert job.result == {
@@ -413,10 +413,10 @@ async def test_the_import_of_a_killed_process_is_resumed_without_encoding_images
     encoder = FakeEncoder()
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
-    job = await jobs.import_images.add("things", "garden", by_subfolder=False, classname="leaf")
+    job = await jobs.import_images.add("things", "garden", by_subfolder=False, classnames=("leaf",))
     assert await jobs.queue.repository.claim(IMPORT_IMAGES, "a dead process", 0.2)
     images = [file.read_bytes() for file in sorted(folder.rglob("*.png"))[:40]]
-    await service.examples.add("things", await service.examples.prepare("things", images, ["leaf"] * 40))
+    await service.examples.add("things", await service.examples.prepare("things", images, [("leaf",)] * 40))
     assert sum(encoder.image_batches) == 40
     jobs.queue.start()
     finished = await wait_until_finished(jobs, job)
@@ -451,7 +451,7 @@ async def test_a_stopped_import_keeps_its_images_and_another_process_adds_the_re
     first = jobs_of(service, import_dir=folder, lease_s=3600)
     first.queue.start()
     try:
-        job = await first.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        job = await first.import_images.add("things", "garden", by_subfolder=True, classnames=())
         assert await asyncio.to_thread(encoder.halted.wait, 10)
         await first.queue.close()
         stopped = await first.queue.repository.get(job.id)
@@ -485,7 +485,7 @@ async def test_an_import_encodes_images_again_that_are_deleted_meanwhile(things_
     monkeypatch.setattr(service.examples, "prepare", then_deleted)
     jobs.queue.start()
     job = await wait_until_finished(
-        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     )
     await jobs.queue.close()
     assert (job.status, job.result["added"]) == (JobStatus.SUCCEEDED, 70)
@@ -502,13 +502,13 @@ async def test_file_names_that_are_not_utf8_do_not_end_an_import(things_of, fold
     jobs = jobs_of(service, import_dir=folder)
     jobs.queue.start()
     job = await wait_until_finished(
-        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     )
     assert (job.status, job.result["added"]) == (JobStatus.SUCCEEDED, 71)
     assert [skipped["file"] for skipped in job.result["skipped"]] == [r"leaf/bad caf\xe9.png"]
     os.rename(leaves, os.fsencode(folder / "garden") + b"/l\xe9af")  # noqa: PTH104 - a path of bytes
     failed = await wait_until_finished(
-        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     )
     assert failed.status is JobStatus.FAILED
     assert r"unknown class 'l\xe9af'" in failed.error
@@ -591,7 +591,7 @@ async def test_an_import_reports_at_most_a_hundred_skipped_files(things_of, fold
     jobs = jobs_of(service, import_dir=folder)
     jobs.queue.start()
     job = await wait_until_finished(
-        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     )
     await jobs.queue.close()
     assert (job.result["added"], job.result["skipped_count"], len(job.result["skipped"])) == (70, 130, 100)
@@ -605,7 +605,7 @@ async def test_a_cancelled_import_stops_and_keeps_its_images(things_of, folder):
     try:
         jobs = jobs_of(service, import_dir=folder)
         jobs.queue.start()
-        job = await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+        job = await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
         assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
         assert (await jobs.queue.cancel(job.id)).status is JobStatus.CANCELLED
     finally:
@@ -630,11 +630,11 @@ async def test_an_invalid_import_creates_no_job_or_fails_it(things_of, folder):
         ("things", "nowhere", InvalidFieldError),
     ]:
         with pytest.raises(error):
-            await jobs.import_images.add(name, place, by_subfolder=False, classname=None)
+            await jobs.import_images.add(name, place, by_subfolder=False, classnames=())
     with pytest.raises(InvalidFieldError, match="DEIXIS_IMPORT_DIR"):
-        await jobs_of(service).import_images.add("things", "garden", by_subfolder=False, classname=None)
+        await jobs_of(service).import_images.add("things", "garden", by_subfolder=False, classnames=())
     assert await jobs.queue.repository.list(10) == []
-    job = await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    job = await jobs.import_images.add("things", "garden", by_subfolder=True, classnames=())
     await service.label_sets.put("things", [ClassEntry("tomato"), ClassEntry("leaf")], "{}")
     jobs.queue.start()
     failed = await wait_until_finished(jobs, job)

@@ -1,6 +1,7 @@
 """Methods are compared on example images; one with a lower loss is selected, otherwise zero-shot."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from app.errors import UnknownNameError
 from app.main import open_service
 from app.scoring.calibration import Calibration, Rejection
 from app.scoring.measures import Difference, Evaluation, paired_difference
+from app.scoring.thresholds import logit
 from app.selection import selection as selection_module
 from app.selection.comparison import MethodReport, no_progress
 from app.selection.selection import PREFERRED, WITHOUT_LABELS, by_balance, find_best_method
@@ -253,6 +255,109 @@ async def test_similarities_with_other_texts_are_not_compared_with_those_of_zero
         request = ClassifyRequest(label_set="few", method=method, false_rejection_rate=0.2)
         expected = RejectBy.SIMILARITY if method in {"zero-shot", "gda"} else RejectBy.SCORE
         assert (await service.resolver.resolve(request)).scoring.reject_by is expected, method
+
+
+# --- several labels per image --------------------------------------------------------------------------------------
+
+
+async def keep_both(service, name, images):
+    """Add images that have the classes red and blue."""
+    prepared = await service.examples.prepare(name, images, [("red", "blue")] * len(images))
+    await service.examples.add(name, prepared)
+
+
+async def test_thresholds_are_fitted_to_all_labelled_images_and_stored_with_the_selection(service):
+    await stock(service, "colours", ("red", "green", "blue", "grey"), labelled=0)
+    await keep(service, "colours", shades(9), [*COLOURS] * 3)
+    before = await select_on_examples(service, "colours")
+    assert set(before["thresholds"]) == set(COLOURS)
+    assert 0 < before["shared_threshold"] < 1
+    await keep_both(service, "colours", [shade(0, number) for number in range(50, 60)])
+    after = await select_on_examples(service, "colours")
+    assert after["thresholds"] != before["thresholds"]
+    assert (after["labelled"], after["leaderboard"][0]["method"]) == (9, before["leaderboard"][0]["method"])
+    assert await select_on_examples(service, "colours") == after | {"leaderboard": mock.ANY}
+    label_set = await service.label_sets.get("colours")
+    selected = await service.selection_reader.get(label_set, "fake")
+    thresholds = selected.label_thresholds(label_set.classes, 0.7)
+    by_name = after["thresholds"]
+    assert thresholds == (by_name["red"], by_name["green"], by_name["blue"], after["shared_threshold"])
+
+
+async def test_a_request_of_several_labels_has_the_thresholds_of_the_examples_unless_it_or_the_class_has_one(service):
+    classes = [ClassEntry("red"), ClassEntry("green", threshold=0.25), ClassEntry("blue")]
+    await service.label_sets.put("colours", classes, "{}")
+    await keep(service, "colours", shades(9), [*COLOURS] * 3)
+    fitted = (await select_on_examples(service, "colours"))["thresholds"]
+
+    async def thresholds(**fields):
+        request = ClassifyRequest(label_set="colours", multi_label=True, **fields)
+        return (await service.resolver.resolve(request)).scoring.thresholds
+
+    assert await thresholds() == (fitted["red"], 0.25, fitted["blue"])
+    assert await thresholds(reject_below=0.6) == (0.6,) * 3
+    # The scores of other texts are others.
+    assert await thresholds(template="a photo of {}") == await thresholds(method="cupl") == (0.5, 0.25, 0.5)
+    await keep(service, "colours", [shade(0, 99)], ["red"])
+    assert await thresholds() == (fitted["red"], 0.25, fitted["blue"])
+    await service.examples.delete("colours", classname="red")
+    assert await thresholds() == (0.5, 0.25, 0.5)
+
+
+async def test_scores_of_several_labels_are_calibrated_on_the_examples(service):
+    await stock(service, "colours", (*COLOURS, "grey"), labelled=0)
+    await keep(service, "colours", shades(36), [*COLOURS] * 12)
+    label_set = await service.label_sets.get("colours")
+    stored = await service.examples.labelled_features(label_set, "fake")
+
+    async def answered():
+        task = await service.resolver.resolve(ClassifyRequest(label_set="colours", multi_label=True))
+        return task.scoring.label_scalings, await service.pipeline.predict(task, stored.features)
+
+    none, before = await answered()
+    await service.method_selector.select_for_every_model("colours")
+    scalings, after = await answered()
+    assert (none, len(scalings)) == ((), 4)
+    slopes, intercepts = np.array(scalings).T
+    np.testing.assert_allclose(logit(after.scores), slopes * logit(before.scores) + intercepts, atol=2e-2)
+    assert after.ranked.tolist() == np.argsort(-after.scores, axis=1, kind="stable").tolist()
+    losses = [
+        -np.log(np.where(stored.is_label, each.scores, 1 - each.scores).clip(1e-6)).mean() for each in (before, after)
+    ]
+    assert losses[1] < losses[0]
+    await service.label_sets.add_classes("colours", [ClassEntry("black")])
+    assert (
+        await service.resolver.resolve(ClassifyRequest(label_set="colours", multi_label=True))
+    ).scoring.label_scalings == ()
+
+
+async def test_methods_of_one_class_per_image_are_compared_for_a_label_set_of_several_labels(service):
+    """A request may ask for one label, and names the method then."""
+    await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}", multi_label=True)
+    await keep(service, "things", shades(24), [*THINGS] * 8)
+    result = await select_on_examples(service, "things")
+    assert result["method"] in LEARN_FROM_LABELS
+    task = await service.resolver.resolve(ClassifyRequest(label_set="things"))
+    assert (task.method, task.scoring.multi_label) == (DEFAULT_METHOD, True)
+    assert task.scoring.thresholds == tuple(result["thresholds"][name] for name in THINGS)
+
+
+async def test_images_of_several_classes_alone_select_zero_shot_and_have_thresholds(service):
+    await stock(service, "colours", COLOURS, labelled=0)
+    await keep_both(service, "colours", shades(6))
+    result = await select_on_examples(service, "colours")
+    assert result["method"] == DEFAULT_METHOD
+    assert result["reason"] == "all 6 example images have several classes each, and methods need one"
+    assert set(result["thresholds"]) == {"red", "blue"}
+
+
+async def test_without_labelled_images_thresholds_are_the_default(service):
+    await stock(service, "colours", COLOURS, labelled=0, pool=2)
+    result = await select_on_examples(service, "colours")
+    assert (result["thresholds"], result["shared_threshold"]) == ({}, None)
+    label_set = await service.label_sets.get("colours")
+    selected = await service.selection_reader.get(label_set, "fake")
+    assert selected.label_thresholds(label_set.classes, 0.7) == (0.7,) * 3
 
 
 # --- unlabelled images alone ---------------------------------------------------------------------------------------

@@ -41,11 +41,11 @@ async def filled(engine):
     """Return a database with rows in every table, and with ids of deleted rows."""
     sets = LabelSetRepository(engine)
     await sets.put("pets", [ClassEntry("lynx", descriptions=("tufted ears", 'quotes " and \\ 猫'))], "photo")
-    await sets.put("pets", [ClassEntry("lynx"), ClassEntry("猫")], "{} im Zoo")
+    await sets.put("pets", [ClassEntry("lynx"), ClassEntry("puma"), ClassEntry("猫")], "{} im Zoo")
     await sets.put("acme#gone", [ClassEntry("dodo")], "photo")
     await sets.delete("acme#gone")
     examples = ExampleRepository(engine)
-    items = [NewExample(bytes([n]) * 32, "lynx" if n % 2 else None, FEATURE, bytes([n]) * 999) for n in range(9)]
+    items = [NewExample(bytes([n]) * 32, ("lynx", "puma")[: n % 3], FEATURE, bytes([n]) * 999) for n in range(9)]
     added = await examples.add("pets", items)
     await examples.delete("pets", ids=[added.ids[-1]])
     await JobRepository(engine).add("describe", "pets", {"question": "how?"}, total=3, attachment=bytes(range(256)))
@@ -100,7 +100,7 @@ async def test_ids_of_deleted_rows_are_not_reused_after_a_restore(filled, folder
     for engine in (filled, other):
         again, _ = await LabelSetRepository(engine).put("acme#gone", [ClassEntry("dodo")], "photo")
         assert again.version == 2
-    new = [NewExample(bytes([99]) * 32, None, FEATURE)]
+    new = [NewExample(bytes([99]) * 32, (), FEATURE)]
     ids = [(await ExampleRepository(engine).add("pets", new)).ids for engine in (filled, other)]
     assert ids[0] == ids[1]
 
@@ -109,7 +109,7 @@ async def test_an_empty_database_can_be_backed_up_and_restored(engine, other, tm
     await write_backup(engine, tmp_path / "backup", version="")
     await restore_backup(other, tmp_path / "backup")
     await LabelSetRepository(other).put("pets", [ClassEntry("lynx")], "photo")
-    added = await ExampleRepository(other).add("pets", [NewExample(bytes(32), None, FEATURE)])
+    added = await ExampleRepository(other).add("pets", [NewExample(bytes(32), (), FEATURE)])
     assert added.ids == (1,)
 
 

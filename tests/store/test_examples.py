@@ -46,10 +46,11 @@ def unit(seed, d=8):
     return (row / np.linalg.norm(row)).astype(np.float32)
 
 
-def image(number, classname=None, *, content=None, models=(MODEL,), d=8):
-    """Return an image that depends only on the number."""
+def image(number, *classnames, content=None, models=(MODEL,), d=8):
+    """Return an image that depends only on the number; a class of None is no class."""
     digest = hashlib.sha256(b"%d" % number).digest()
-    return NewExample(digest, classname, {model: unit((number, len(model)), d) for model in models}, content)
+    classnames = tuple(classname for classname in classnames if classname is not None)
+    return NewExample(digest, classnames, {model: unit((number, len(model)), d) for model in models}, content)
 
 
 async def ids_of(stored, **chosen):
@@ -61,6 +62,66 @@ async def number_of(engine, table):
         return await session.scalar(text(f"SELECT count(*) FROM {table}"))
 
 
+# Several classes
+
+
+async def test_an_image_of_several_classes_is_found_counted_and_deleted_by_each(stored, engine):
+    added = await stored.add("pets", [image(1, "dog", "cat", "dog"), image(2, "cat"), image(3), image(4, "dog", "cat")])
+    both, cat, bare, late = added.ids
+    assert (await stored.get("pets", both)).classnames == ("dog", "cat")
+    assert await ids_of(stored, classname="cat") == [both, cat, late]
+    assert await ids_of(stored, classname="dog") == [both, late]
+    assert await ids_of(stored, classname="cat", after=cat) == [late]
+    assert await ids_of(stored, unlabelled=True) == [bare]
+    counts = await stored.counts("pets", MODEL)
+    assert (counts.labelled, counts.labelled_images, counts.several_classes) == ({"cat": 3, "dog": 2}, 3, 2)
+    assert (counts.unlabelled, counts.without_features) == (1, 0)
+    assert (await stored.delete("pets", ids=[late])).deleted == 1
+    assert (await stored.delete("pets", classname="cat")).deleted == 2
+    assert await ids_of(stored) == [bare]
+    assert await number_of(engine, "example_further_classes") == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        (("dog",), ("dog", "cat"), True),
+        (("dog", "cat"), ("cat",), True),
+        (("dog", "cat"), ("cat", "dog"), False),
+        (("dog", "cat"), ("dog", "cat", "cat"), False),
+        (("dog", "cat"), (), False),
+        ((), ("dog", "cat"), True),
+    ],
+)
+async def test_classes_that_are_given_replace_all_that_are_stored(stored, before, after, changes):
+    await stored.add("pets", [image(1, *before), image(2, "cat", "dog")])
+    added = await stored.add("pets", [image(1, *after)])
+    assert (added.relabelled, added.duplicates, added.revision) == (int(changes), int(not changes), 1 + changes)
+    first, other = await stored.list("pets", limit=9)
+    assert set(first.classnames) == set(after or before)
+    assert other.classnames == ("cat", "dog")
+
+
+async def test_methods_of_one_class_per_image_do_not_learn_from_images_of_several(stored):
+    items = [image(1, "dog", "cat"), image(2, "cat"), image(3), image(4, "dog")]
+    await stored.add("pets", items)
+    found = await stored.features("pets", MODEL, ["dog", "cat"])
+    assert found.support_labels.tolist() == [1, 0]
+    assert len(found.pool_features) == 1
+    every = await stored.labelled_features("pets", MODEL, ["dog", "cat"])
+    assert every.is_label.tolist() == [[True, True], [False, True], [True, False]]
+    np.testing.assert_allclose(every.features, [items[n].features[MODEL] for n in (0, 1, 3)], atol=1e-3)
+    of_dogs = await stored.labelled_features("pets", MODEL, ["dog"])
+    assert of_dogs.is_label.tolist() == [[True], [True]]
+    assert (await stored.labelled_features("pets", "tower-2", ["dog"])).is_label.shape == (0, 1)
+
+
+async def test_an_unknown_class_among_several_is_refused_and_nothing_is_added(stored):
+    with pytest.raises(UnknownNameError, match="unknown class 'owl'"):
+        await stored.add("pets", [image(1, "cat"), image(2, "dog", "owl")])
+    assert await ids_of(stored) == []
+
+
 # Adding
 
 
@@ -69,13 +130,13 @@ async def test_an_image_has_a_digest_a_class_a_time_and_models(stored):
     assert (added.added, added.relabelled, added.duplicates, added.revision) == (2, 0, 0, 1)
     first, second = await stored.list("pets", limit=10)
     assert (first.id, second.id) == added.ids
-    assert (first.digest, first.classname, first.models, first.kept) == (
+    assert (first.digest, first.classnames, first.models, first.kept) == (
         hashlib.sha256(b"1").hexdigest(),
-        "cat",
+        ("cat",),
         ("a", "b"),
         True,
     )
-    assert (second.classname, second.models, second.kept) == (None, (MODEL,), False)
+    assert (second.classnames, second.models, second.kept) == ((), (MODEL,), False)
     assert first.created_at.utcoffset().total_seconds() == 0
     assert [await stored.get("pets", item.id) for item in (first, second)] == [first, second]
     assert [await stored.content("pets", item.id) for item in (first, second)] == [b"file", None]
@@ -86,19 +147,19 @@ async def test_an_image_is_stored_once_with_its_latest_class(stored):
     again = await stored.add("pets", [image(1, "dog"), image(2, "dog"), image(3), image(4), image(5)])
     assert (again.added, again.relabelled, again.duplicates, again.revision) == (1, 2, 2, 2)
     assert again.ids[:4] == ids
-    assert [item.classname for item in await stored.list("pets", limit=9)] == ["dog", "dog", "cat", None, None]
+    assert [item.classnames for item in await stored.list("pets", limit=9)] == [("dog",), ("dog",), ("cat",), (), ()]
 
 
 async def test_the_first_class_counts_if_an_image_occurs_twice_in_a_call(stored):
     added = await stored.add("pets", [image(1, "cat"), image(1, "dog"), image(1), image(2), image(2, "dog")])
     assert (added.added, added.relabelled, added.duplicates) == (2, 0, 3)
     assert added.ids == (added.ids[0],) * 3 + (added.ids[3],) * 2
-    assert [item.classname for item in await stored.list("pets", limit=9)] == ["cat", None]
+    assert [item.classnames for item in await stored.list("pets", limit=9)] == [("cat",), ()]
 
 
 async def test_a_stored_image_gets_missing_features_and_a_missing_file_only(stored):
     (example_id,) = (await stored.add("pets", [image(1, "cat")])).ids
-    other = NewExample(image(1).digest, None, {MODEL: unit(99), "tower-2": unit(7)}, b"file")
+    other = NewExample(image(1).digest, (), {MODEL: unit(99), "tower-2": unit(7)}, b"file")
     assert (await stored.add("pets", [other])).duplicates == 1
     assert (await stored.get("pets", example_id)).models == (MODEL, "tower-2")
     kept = await stored.features("pets", MODEL, ["cat"])
@@ -208,7 +269,7 @@ async def add_for_ever(url):
     while True:
         digests = [hashlib.sha256(b"%d %d" % (number, n)).digest() for n in range(50)]
         features = {"tower-1": np.full(8, number % 100, np.float32)}
-        added = await stored.add("pets", [NewExample(digest, None, features, b"file") for digest in digests])
+        added = await stored.add("pets", [NewExample(digest, (), features, b"file") for digest in digests])
         print(added.revision, flush=True)
         number += 1
 
@@ -264,7 +325,7 @@ async def test_an_unknown_image_or_one_of_another_label_set_is_an_error(stored, 
             with pytest.raises(UnknownNameError, match=f"unknown example image '{example_id}'; the label set 'pets'"):
                 await call
     assert await stored.delete("pets", ids=[foreign, 0, -1, 10**30]) == Deleted(0, 0)
-    assert (await stored.get("cars", foreign)).classname is None
+    assert (await stored.get("cars", foreign)).classnames == ()
 
 
 async def test_an_image_is_known_if_it_has_features_of_every_model(stored):
@@ -308,9 +369,9 @@ async def test_features_are_returned_by_class_in_half_precision(stored, monkeypa
     await stored.add("pets", [items[n] for n in order[:25]])
     await stored.add("pets", [items[n] for n in order[25:]])
     found = await stored.features("pets", MODEL, ["dog", "cat"])
-    support = [items[n] for n in order if items[n].classname]
-    assert found.support_labels.tolist() == [["dog", "cat"].index(item.classname) for item in support]
-    pool = [item for item in (items[n] for n in order) if not item.classname]
+    support = [items[n] for n in order if items[n].classnames]
+    assert found.support_labels.tolist() == [["dog", "cat"].index(item.classnames[0]) for item in support]
+    pool = [item for item in (items[n] for n in order) if not item.classnames]
     for rows, expected in ((found.support_features, support), (found.pool_features, pool)):
         wanted = np.stack([item.features[MODEL] for item in expected])
         assert np.array_equal(rows, wanted.astype(np.float16).astype(np.float32))
@@ -433,7 +494,7 @@ async def test_images_are_deleted_by_id_by_class_without_class_or_all(engine, st
     assert await stored.delete("pets", ids=[ids[0], ids[1], ids[1]]) == Deleted(2, 2)
     assert await stored.delete("pets", classname="cat") == Deleted(3, 3)
     assert await stored.delete("pets", unlabelled=True) == Deleted(4, 4)
-    assert {item.classname for item in await stored.list("pets", limit=100)} == {"dog"}
+    assert {item.classnames for item in await stored.list("pets", limit=100)} == {("dog",)}
     assert await stored.delete("pets", everything=True) == Deleted(3, 5)
     for nothing in ({"everything": True}, {"classname": "\0"}, {"unlabelled": True}, {"ids": []}):
         assert await stored.delete("pets", **nothing) == Deleted(0, 5)

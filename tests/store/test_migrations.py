@@ -128,7 +128,7 @@ async def test_label_sets_older_than_examples_have_none_at_revision_0(url, opene
         await connection.execute(text(version))
     await migrate(engine)
     assert (await LabelSetRepository(engine).get("pets")).classnames == ("lynx",)
-    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0)
+    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0, 0, 0)
 
 
 async def test_a_second_migration_changes_nothing(engine, repository):
@@ -217,7 +217,7 @@ async def schema_of(engine):
         return await connection.run_sync(reflect)
 
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 
 
 def test_the_names_of_files_are_the_revisions_of_alembic_in_order():
@@ -257,7 +257,7 @@ async def engine_filled(engine):
     """Insert a row into every table of later revisions."""
     await KeyRepository(engine).add(Key("0123456789ab", Scope.ADMIN, OPEN_NAMESPACE), bytes(32))
     await JobRepository(engine).add("describe", "pets", {}, total=3)
-    await ExampleRepository(engine).add("pets", [NewExample(bytes(32), "lynx", {"fake": np.ones(2, np.float16)})])
+    await ExampleRepository(engine).add("pets", [NewExample(bytes(32), ("lynx",), {"fake": np.ones(2, np.float16)})])
 
 
 async def test_a_downgrade_deletes_newer_tables_and_keeps_the_others(engine, repository):
@@ -272,7 +272,7 @@ async def test_a_downgrade_deletes_newer_tables_and_keeps_the_others(engine, rep
     await migrate(engine)
     assert (await repository.get("pets")).classnames == ("lynx",)
     assert await KeyRepository(engine).list() == []
-    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0)
+    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("revision", [REVISIONS[-1], "0999", "", "base", "-1", "head"])

@@ -145,15 +145,14 @@ export async function showLearning(container, { labelSet, counts = null, job = n
   const sentence = create("p", { className: "learning", role: "status" });
   container.replaceChildren(sentence);
   try {
-    const { labelled } = counts ?? (await requestJson(`${pathOf("label-sets", labelSet, "images")}?limit=1`)).counts;
-    sentence.textContent = `${countedExamples(labelled)} ${await whatIsKnown(labelSet, labelled, job)}`;
+    const current = counts ?? (await requestJson(`${pathOf("label-sets", labelSet, "images")}?limit=1`)).counts;
+    sentence.textContent = `${countedExamples(current)} ${await whatIsKnown(labelSet, current.labelled, job)}`;
   } catch (error) {
     sentence.textContent = sentenceOf(error);
   }
 }
 
-function countedExamples(labelled) {
-  const total = Object.values(labelled).reduce((sum, count) => sum + count, 0);
+function countedExamples({ labelled, labelled_images: total }) {
   return `${countText(total, "example")} in ${countText(Object.keys(labelled).length, "class", "classes")}.`;
 }
 

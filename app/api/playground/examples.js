@@ -10,7 +10,7 @@ const PAGE = 24;
 const MAX_FILES = 16;
 const MAX_BYTES = 16 * 2 ** 20;
 
-const NO_COUNTS = { labelled: {}, unlabelled: 0, without_features: 0 };
+const NO_COUNTS = { labelled: {}, labelled_images: 0, unlabelled: 0, without_features: 0 };
 
 let counts = NO_COUNTS;
 let labelSet = "";
@@ -21,7 +21,7 @@ const seen = new Map(); // URLs of images added in this tab, by the SHA-256 of t
 const path = (query = "") => `${pathOf("label-sets", labelSet, "images")}${query}`;
 
 export const countOf = (classname) => counts.labelled[classname] || 0;
-export const labelledCount = () => Object.values(counts.labelled).reduce((sum, number) => sum + number, 0);
+export const labelledCount = () => counts.labelled_images;
 
 /** Use a label set and its classes, "" for an unsaved one; `changed` is called whenever the counts change. */
 export async function startExamples(name, classnames, changed) {

@@ -1,12 +1,14 @@
 """POST /v1/label-sets/{name}:evaluate compares every method on labelled images."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
 
 from app.api.auth.access import CallerDependency, LabelSetName
+from app.api.class_fields import read_classes
 from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     EvaluateJobsDependency,
@@ -35,7 +37,7 @@ from app.store.jobs import Job
 router = guarded_router(tags=["evaluation"])
 
 _ENCODED_AT_ONCE = 8
-_FIELDS = ("class", "model", "template")
+_FIELDS = ("class", "model", "template", "multi_label")
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -52,7 +54,8 @@ _BODY: dict[str, Any] = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string"},
-                            "description": "The true class of each image, in the same order.",
+                            "description": "The true class of each image, in the same order. With `multi_label`: one"
+                            ' class, several as a JSON array such as `["cat", "sofa"]`, or empty for none.',
                         },
                         "model": {
                             "type": "string",
@@ -61,6 +64,10 @@ _BODY: dict[str, Any] = {
                         "template": {
                             "type": "string",
                             "description": "A template set or one template; by default those of the label set.",
+                        },
+                        "multi_label": {
+                            "type": "boolean",
+                            "description": "Images may have several classes; by default true if one of them has.",
                         },
                     },
                 }
@@ -88,6 +95,9 @@ async def evaluate_label_set(
     The images of a form are encoded before the response; only their features are kept, until the job ends. Methods that
     learn use the label set's example images. Images that cannot be read are skipped and listed in the result. A JSON
     request has no images: it evaluates on the labelled example images themselves by cross-validation.
+
+    With several classes per image, the result has the average precision of zero-shot scores, and F1 at the default
+    thresholds and at cross-validated ones.
     """
     content_type = media_type_of(request)
     if content_type not in {"multipart/form-data", "application/json"}:
@@ -98,8 +108,8 @@ async def evaluate_label_set(
     label_set = await label_sets.get(name)
     if content_type == "application/json":
         body = parse_json(EvaluateStoredBody, await request.body())
-        task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
-        return _accepted(await jobs.add(label_set, task.model, body.template), response)
+        task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template, multi_label=False)
+        return _accepted(await jobs.add(label_set, task.model, body.template, multi_label=body.multi_label), response)
     max_images = limits.max_evaluation_images
     async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
         fields = form_fields(form)
@@ -109,10 +119,10 @@ async def evaluate_label_set(
             raise InvalidFieldError.of(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
-        truth = await asyncio.to_thread(indices_of, classes, label_set.classnames)
+        truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set.classnames)
         template = fields.get("template")
         model = catalogue_name(fields["model"]) if "model" in fields else None
-        task = await resolver.resolve_label_set(label_set, model=model, template=template)
+        task = await resolver.resolve_label_set(label_set, model=model, template=template, multi_label=False)
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
@@ -121,7 +131,9 @@ async def evaluate_label_set(
             # Once its first batch is admitted, the request waits if other requests fill the queue.
             encoded += await examples.encode(task.model, images, wait=first > 0)
     features, classes_of_readable, skipped = _readable(encoded, truth)
-    job = await jobs.add(label_set, task.model, template, (features, classes_of_readable), skipped)
+    job = await jobs.add(
+        label_set, task.model, template, (features, classes_of_readable), skipped, multi_label=multi_label
+    )
     return _accepted(job, response)
 
 
@@ -130,9 +142,25 @@ def _accepted(job: Job, response: Response) -> JobBody:
     return JobBody.of(job)
 
 
+def _truth(given: Sequence[str], multi_label: str | None, classnames: Sequence[str]) -> tuple[list[list[int]], bool]:
+    """Return the classes of each image, by index, and whether there may be several."""
+    if multi_label not in {None, "true", "false"}:
+        raise InvalidFieldError.of("multi_label", f"'{multi_label}' is neither true nor false")
+    if multi_label == "false":
+        return [[index] for index in indices_of(given, classnames)], False
+    place = {name: index for index, name in enumerate(classnames)}
+    listed = read_classes(given, len(given), classnames)
+    is_multi_label = multi_label == "true" or any(len(names) > 1 for names in listed)
+    if not is_multi_label:
+        return [[index] for index in indices_of(given, classnames)], False
+    if not any(listed):
+        raise InvalidFieldError.of("class", "no image has a class; give at least one")
+    return [[place[name] for name in names] for names in listed], True
+
+
 def _readable(
-    encoded: list[np.ndarray | ClientError], truth: list[int]
-) -> tuple[np.ndarray, list[int], list[dict[str, Any]]]:
+    encoded: list[np.ndarray | ClientError], truth: list[list[int]]
+) -> tuple[np.ndarray, list[list[int]], list[dict[str, Any]]]:
     """Return the features (n, d) of the images that could be read, their classes, and what is wrong with the others."""
     features = [row for row in encoded if not isinstance(row, ClientError)]
     if not features:

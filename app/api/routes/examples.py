@@ -1,12 +1,12 @@
 """Example images of a label set: adding, listing and deleting them, and the method they select."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
 from app.api.auth.access import Caller, CallerDependency, LabelSetName
+from app.api.class_fields import read_classes
 from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     ExamplesDependency,
@@ -64,8 +64,9 @@ _BODY: dict[str, Any] = {
                             "type": "array",
                             "items": {"type": "string"},
                             "description": "Omitted: the images are unlabelled. Once: the class of all images. Once"
-                            " per image:"
-                            " the class of each, in the same order; empty for an unlabelled image.",
+                            " per image: the class of each, in the same order; empty for an unlabelled image. Several"
+                            ' classes are a JSON array, such as `["cat", "sofa"]`; for a single image, the field may'
+                            " be repeated instead.",
                         },
                     },
                 }
@@ -106,10 +107,15 @@ async def add_images(
         case "application/json":
             caller.require(Scope.ADMIN, "importing a folder on the server")
             body = parse_json(ImportBody, await request.body())
-            if body.by_subfolder and body.class_ is not None:
-                raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
-            (classname,) = _classes_of([] if body.class_ is None else [body.class_], 1, label_set)
-            job = await importing.add(label_set.name, body.folder, by_subfolder=body.by_subfolder, classname=classname)
+            if [body.by_subfolder, body.class_ is not None, body.classes is not None].count(True) > 1:
+                raise InvalidFieldError.of("class", "give one of class, classes and by_subfolder")
+            given = [] if body.class_ is None else [body.class_]
+            given = given if body.classes is None else body.classes
+            indices = indices_of(given, label_set.classnames)
+            classnames = tuple(label_set.classnames[index] for index in indices)
+            job = await importing.add(
+                label_set.name, body.folder, by_subfolder=body.by_subfolder, classnames=classnames
+            )
             return Response(
                 JobBody.of(job).model_dump_json(),
                 202,
@@ -135,7 +141,7 @@ async def _add_form(
         fields = form_fields(form)
         check_field_names(list(fields), ("image", "class"))
         parts = form.getlist("image")
-        classnames = await asyncio.to_thread(_classes_of, fields.get("class", []), len(parts), label_set)
+        classnames = await asyncio.to_thread(read_classes, fields.get("class", []), len(parts), label_set.classnames)
         await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
@@ -152,23 +158,6 @@ async def _add_form(
     added = await examples.add(label_set.name, items)
     job = None if added.revision == before else (await select_method.add(label_set.name)).id
     return AddedExamplesResponse.of(added, prepared, await examples.counts(label_set.name), job)
-
-
-def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[str | None]:
-    """Return the class of each image; None for unlabelled images."""
-    if not given:
-        return [None] * images
-    if len(given) not in {1, images}:
-        raise InvalidFieldError.of(
-            "class",
-            f"{images} images and {len(given)} classes are given; send one class for all, one for each image, or none",
-        )
-    named = [name for name in given if name.strip()]
-    if len(given) == 1 and images > 1 and not named:
-        raise InvalidFieldError.of("class", "is empty; leave it out for unlabelled images")
-    indices = iter(indices_of(named, label_set.classnames))
-    classnames = [label_set.classnames[next(indices)] if name.strip() else None for name in given]
-    return classnames * images if len(given) == 1 else classnames
 
 
 @router.get(_PATH)

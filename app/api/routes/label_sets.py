@@ -83,6 +83,7 @@ async def put_label_set(
         body.entries(),
         body.templates,
         merge_synonyms=body.merge_synonyms,
+        multi_label=body.multi_label,
         if_match=parse_if_match(if_match),
         if_none_match_any=if_none_match == "*",
     )

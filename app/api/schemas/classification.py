@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,7 @@ from app.types import (
     Classification,
     ImageResult,
     LabelExplanation,
+    Prediction,
     PromptContribution,
     RejectBy,
     Scoring,
@@ -96,7 +97,8 @@ class ClassifyFields(Request):
         None,
         ge=0,
         le=1,
-        description="Images with a best score below this threshold are `rejected`: they show none of the classes.",
+        description="Images with a best score below this threshold are `rejected`: they show none of the classes. With"
+        " `multi_label`, it is the threshold of every label.",
     )
     false_rejection_rate: float | None = Field(
         None,
@@ -117,6 +119,11 @@ class ClassifyFields(Request):
         default=False,
         description="Keep the features of the images in memory for an hour and return an `image_id` for each, so that a"
         " later JSON request can classify them with other labels without sending them again.",
+    )
+    multi_label: bool | None = Field(
+        None,
+        description="An image may have several of the labels, or none: each label has a probability of its own, and"
+        " `labels` of the result has those that reach their threshold. By default what the label set says, else false.",
     )
 
     _split_labels = field_validator("labels", mode="before")(split_text)
@@ -144,10 +151,24 @@ class PredictionBody(TypedDict):
         float,
         Field(
             description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
-            " sigmoid models."
+            " sigmoid models and with `multi_label`."
         ),
     ]
     similarity: Annotated[float, Field(description="Cosine similarity of the image and the label, in [-1, 1].")]
+    threshold: NotRequired[
+        Annotated[float | None, Field(description="With `multi_label`: the threshold of the label.")]
+    ]
+    above: NotRequired[
+        Annotated[bool | None, Field(description="With `multi_label`: whether the score reaches the threshold.")]
+    ]
+
+
+def _prediction(prediction: Prediction) -> PredictionBody:
+    body = PredictionBody(label=prediction.label, score=prediction.score, similarity=prediction.similarity)
+    # A response may have hundreds of thousands of predictions, so fields of other requests are left out.
+    if prediction.threshold is not None:
+        body["threshold"], body["above"] = prediction.threshold, prediction.above
+    return body
 
 
 class PromptContributionBody(Response):
@@ -223,6 +244,11 @@ class ResultBody(Response):
     """The result of one image."""
 
     predictions: list[PredictionBody]
+    labels: list[str] | None = Field(
+        None,
+        description="With `multi_label`: all labels whose score reaches their threshold, best first; empty if none"
+        " does. Null without it.",
+    )
     out_of_vocabulary: OutOfVocabularyBody | None = Field(
         None, description="Null without labels, and if the image could not be read."
     )
@@ -260,10 +286,8 @@ class ResultBody(Response):
     def of(cls, result: ImageResult, problem: ProblemOf, warnings: Sequence[str]) -> "ResultBody":
         """Convert one image's result; ``problem`` converts its error."""
         return cls(
-            predictions=[
-                PredictionBody(label=prediction.label, score=prediction.score, similarity=prediction.similarity)
-                for prediction in result.predictions
-            ],
+            predictions=[_prediction(prediction) for prediction in result.predictions],
+            labels=None if result.labels is None else list(result.labels),
             out_of_vocabulary=None
             if result.out_of_vocabulary is None
             else OutOfVocabularyBody(mcm=result.out_of_vocabulary.mcm, energy=result.out_of_vocabulary.energy),
@@ -346,6 +370,7 @@ class ClassifyResponse(Response):
     transductive: bool = Field(
         default=False, description="True if the images of this request influenced each other's results."
     )
+    multi_label: bool = Field(default=False, description="Whether an image may have several labels.")
     results: list[ResultBody]
     timing_ms: dict[str, float] = Field(
         description="Milliseconds per stage: text, decode, queue, encode and adapt; without labels also search.",
@@ -373,6 +398,7 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
         calibration=_calibration(task.scoring),
         transductive=classification.transductive,
+        multi_label=task.scoring.multi_label,
         results=[],
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
     )

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from app.api.schemas._base import Request, Response
 from app.errors import ClientError
+from app.names.class_names import MAX_ITEMS
 from app.store.examples import Added, Example, ExampleCounts, NewExample
 
 
@@ -17,7 +18,10 @@ class ExampleBody(Response):
 
     id: int
     sha256: str = Field(description="SHA-256 digest of the file, in hexadecimal.")
-    class_: str | None = Field(alias="class", description="Null for an unlabelled image.")
+    class_: str | None = Field(
+        alias="class", description="Its class; null for an unlabelled image and for one with several classes."
+    )
+    classes: list[str] = Field(description="All of its classes; empty for an unlabelled image.")
     created_at: datetime
     kept: bool = Field(description="True if the file is stored too (`DEIXIS_KEEP_IMAGES`).")
     models: int = Field(description="Number of models with stored features of this image.")
@@ -28,7 +32,8 @@ class ExampleBody(Response):
         return cls(
             id=example.id,
             sha256=example.digest,
-            class_=example.classname,
+            class_=example.classnames[0] if len(example.classnames) == 1 else None,
+            classes=list(example.classnames),
             created_at=example.created_at,
             kept=example.kept,
             models=len(example.models),
@@ -40,7 +45,12 @@ class ExampleCountsBody(Response):
 
     revision: int = Field(description="Increases with every change of these images.")
     labelled: dict[str, int] = Field(
-        description="Number per class, including classes that the latest version no longer has."
+        description="Number per class, including classes that the latest version no longer has. An image with several"
+        " classes counts for each."
+    )
+    labelled_images: int = Field(description="Images with a class or several, each counted once.")
+    several_classes: int = Field(
+        description="Images with several classes. Methods for which an image has one class do not learn from them."
     )
     unlabelled: int
     without_features: int = Field(
@@ -53,6 +63,8 @@ class ExampleCountsBody(Response):
         return cls(
             revision=counts.revision,
             labelled=dict(counts.labelled),
+            labelled_images=counts.labelled_images,
+            several_classes=counts.several_classes,
             unlabelled=counts.unlabelled,
             without_features=counts.without_features,
         )
@@ -77,9 +89,9 @@ class AddedExamplesResponse(Response):
     """The outcome of adding images. All changes are stored when this is returned."""
 
     added: int
-    relabelled: int = Field(description="Images that were stored already and now have the given class.")
+    relabelled: int = Field(description="Images that were stored already and now have the given classes.")
     duplicates: int = Field(
-        description="Images that were stored already with the same class, or occur twice in the request."
+        description="Images that were stored already with the same classes, or occur twice in the request."
     )
     skipped: list[SkippedImageBody] = Field(description="Images that could not be read; all others are stored.")
     counts: ExampleCountsBody
@@ -134,4 +146,7 @@ class ImportBody(Request):
     )
     class_: str | None = Field(
         None, alias="class", pattern=r"\S", description="The class of all images; without it they are unlabelled."
+    )
+    classes: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_ITEMS, description="Instead of `class`: several classes of all images."
     )

@@ -46,6 +46,13 @@ class ClassBody(Request):
         description="A template for this class alone, used instead of the templates; `{}` stands for the name.",
         examples=["a photo of a crane, the bird."],
     )
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="With `multi_label`: an image has this label if its score is at least this; by default 0.5.",
+        examples=[0.7],
+    )
 
     @classmethod
     def of(cls, entry: ClassEntry) -> "ClassBody":
@@ -56,11 +63,13 @@ class ClassBody(Request):
             synonyms=list(entry.synonyms),
             features=list(entry.features),
             prompt=entry.prompt,
+            threshold=entry.threshold,
         )
 
     def entry(self) -> ClassEntry:
         """Return the class with its texts as given, not cleaned."""
-        return ClassEntry(self.name, tuple(self.descriptions), tuple(self.synonyms), tuple(self.features), self.prompt)
+        descriptions, synonyms, features = map(tuple, (self.descriptions, self.synonyms, self.features))
+        return ClassEntry(self.name, descriptions, synonyms, features, self.prompt, self.threshold)
 
 
 def _class_from_name(value: object) -> object:
@@ -95,6 +104,11 @@ class LabelSetBody(ClassesBody):
         MergeSynonyms.MEAN,
         description="How the names of a class become its score: `mean`: the mean of its names; `max`: the best name.",
     )
+    multi_label: bool = Field(
+        default=False,
+        description="An image may have several of the labels, or none: each label has a probability and a threshold of"
+        " its own. Requests may say otherwise.",
+    )
 
 
 class LabelSetResponse(Response):
@@ -105,6 +119,7 @@ class LabelSetResponse(Response):
     classes: list[ClassBody]
     templates: str
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    multi_label: bool = False
     created_at: datetime
 
     @classmethod
@@ -116,6 +131,7 @@ class LabelSetResponse(Response):
             classes=[ClassBody.of(entry) for entry in label_set.classes],
             templates=label_set.templates,
             merge_synonyms=label_set.merge_synonyms,
+            multi_label=label_set.multi_label,
             created_at=label_set.created_at,
         )
 

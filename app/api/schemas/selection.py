@@ -14,6 +14,11 @@ class EvaluateStoredBody(Request):
 
     model: ModelName | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     template: str | None = Field(None, description="A template set or one template; by default those of the label set.")
+    multi_label: bool = Field(
+        default=False,
+        description="Images may have several classes: measure how well zero-shot finds them. Otherwise images with one"
+        " class are used, and all methods are compared.",
+    )
 
 
 class LeaderboardRow(Response):
@@ -50,6 +55,12 @@ class SelectionResponse(Response):
     folds: int = Field(description="Number of cross-validation folds; 0 if the methods could not be compared.")
     leaderboard: list[LeaderboardRow] = Field(description="Best method first.")
     not_run: list[str]
+    thresholds: dict[str, float] = Field(
+        {}, description="Where images may have several classes: the score from which an image has each, fitted to them."
+    )
+    shared_threshold: float | None = Field(
+        None, description="The threshold of the classes that have none of their own."
+    )
 
     @classmethod
     def of(cls, selection: StoredSelection) -> "SelectionResponse":

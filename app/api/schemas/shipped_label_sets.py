@@ -42,3 +42,4 @@ class ShippedLabelSet(Response):
     classes: list[ClassBody]
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    multi_label: bool = False

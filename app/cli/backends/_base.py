@@ -50,6 +50,7 @@ class LabelSetInput:
     classes: Sequence[ClassEntry]
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    multi_label: bool = False
 
 
 def read_image(file: Path, max_bytes: int) -> "bytes | answers.ImageResult":
@@ -149,9 +150,9 @@ class Backend(Protocol):
         """
 
     async def add_examples(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+        self, name: str, images: Sequence[bytes], classnames: Sequence[tuple[str, ...]]
     ) -> "answers.AddedExamples":
-        """Add example images with a class each, or None; images that cannot be decoded are listed as skipped."""
+        """Add example images with the classes of each; images that cannot be decoded are listed as skipped."""
 
     async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:
         """Compare all methods on the example images, or wait for the job of the server that does."""

@@ -42,6 +42,7 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         rejected=result.rejected,
         rejection_score=result.rejection_score,
         weak_match=result.weak_match,
+        labels=result.labels,
         warnings=[*warnings, *result.warnings],
     )
 
@@ -84,6 +85,7 @@ def label_set(found: types.LabelSet) -> answers.LabelSet:
         classes=found.classes,
         templates=found.templates,
         merge_synonyms=found.merge_synonyms.value,
+        multi_label=found.multi_label,
         created_at=found.created_at,
     )
 

@@ -219,18 +219,21 @@ class InProcessBackend:
     async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
         """Write to the store."""
         label_set, _ = await self._service.label_sets.put(
-            OPEN_NAMESPACE.label_set(name), content.classes, content.templates, merge_synonyms=content.merge_synonyms
+            OPEN_NAMESPACE.label_set(name),
+            content.classes,
+            content.templates,
+            merge_synonyms=content.merge_synonyms,
+            multi_label=content.multi_label,
         )
         return conversion.label_set(label_set)
 
     async def add_examples(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+        self, name: str, images: Sequence[bytes], classnames: Sequence[tuple[str, ...]]
     ) -> answers.AddedExamples:
         """Encode the images and write to the store."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        given = [classname for classname in classnames if classname is not None]
-        indices = iter(indices_of(given, label_set.classnames))
-        cleaned = [None if classname is None else label_set.classnames[next(indices)] for classname in classnames]
+        indices = iter(indices_of([name for given in classnames for name in given], label_set.classnames))
+        cleaned = [tuple(dict.fromkeys(label_set.classnames[next(indices)] for _ in given)) for given in classnames]
         prepared = await self._service.examples.prepare(label_set.name, images, cleaned)
         items = [item for item in prepared if isinstance(item, NewExample)]
         added = await self._service.examples.add(label_set.name, items)

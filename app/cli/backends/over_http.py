@@ -114,6 +114,7 @@ class HttpBackend:
             [asdict(entry) for entry in content.classes],
             templates=content.templates,
             merge_synonyms=content.merge_synonyms.value,
+            multi_label=content.multi_label or None,
         )
 
     async def compare(
@@ -155,7 +156,7 @@ class HttpBackend:
         raise InvalidFieldError.of("--server", "learning curves run in this process only; leave out --server")
 
     async def add_examples(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+        self, name: str, images: Sequence[bytes], classnames: Sequence[tuple[str, ...]]
     ) -> answers.AddedExamples:
         """POST /v1/label-sets/{name}/images, once; if it fails because of the images, once per image."""
         try:
@@ -171,8 +172,7 @@ class HttpBackend:
                     added=0, duplicates=0, relabelled=0, skipped=[skipped], counts=counts, job=None
                 )
         parts = [
-            await self.add_examples(name, [image], [classname])
-            for image, classname in zip(images, classnames, strict=True)
+            await self.add_examples(name, [image], [given]) for image, given in zip(images, classnames, strict=True)
         ]
         return answers.AddedExamples(
             added=sum(part.added for part in parts),
