@@ -135,10 +135,16 @@ class Resolver:
         return await self._with_labels(request, model, classes, None)
 
     async def resolve_label_set(
-        self, label_set: LabelSet, *, model: str | None = None, method: str | None = None, template: str | None = None
+        self,
+        label_set: LabelSet,
+        *,
+        model: str | None = None,
+        method: str | None = None,
+        template: str | None = None,
+        multi_label: bool | None = None,
     ) -> Task:
         """Return the task of classifying with one version of a label set; raises as ``resolve``."""
-        request = ClassifyRequest(method=method, template=template)
+        request = ClassifyRequest(method=method, template=template, multi_label=multi_label)
         return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
 
     async def validate(self, request: ClassifyRequest) -> None:
