@@ -57,8 +57,13 @@ def _row(index: int, result: "ImageResult", image: ImageLike | None) -> str:
 def _verdict(result: "ImageResult") -> str:
     if result.error is not None:
         return f"<em>{escape(result.error.detail)}</em>"
-    lines = [_bar(prediction.label, prediction.score) for prediction in result.predictions[:_MAX_SHOWN_LABELS]]
-    if result.rejected:
+    lines = [
+        _bar(f"✓ {prediction.label}" if prediction.above else prediction.label, prediction.score)
+        for prediction in result.predictions[:_MAX_SHOWN_LABELS]
+    ]
+    if result.labels == []:
+        lines.insert(0, "<em>none of the labels</em>")
+    elif result.rejected:
         lines.insert(0, "<em>rejected</em>")
     lines += [f"<small>{escape(warning)}</small>" for warning in result.warnings]
     return "<br>".join(lines)

@@ -136,6 +136,8 @@ class ImageResult(Answer):
     def __repr__(self) -> str:
         if self.error is not None:
             return f"ImageResult(error={self.error.detail!r})"
+        if self.labels is not None:
+            return f"ImageResult(labels={self.labels!r})"
         shown = [f"{each.label!r} {each.score:.{SHOWN_DIGITS}f}" for each in self.predictions[:3]]
         more = len(self.predictions) - len(shown)
         return f"ImageResult({', '.join([*shown, *([f'{more} more'] if more else [])])})"
@@ -202,7 +204,10 @@ class Classification(Answer):
         return self
 
     def __repr__(self) -> str:
-        labels = [result.label if result.error is None else "error" for result in self.results[:3]]
+        labels: list[object] = [
+            "error" if result.error is not None else result.label if result.labels is None else result.labels
+            for result in self.results[:3]
+        ]
         more = ["..."] if len(self.results) > len(labels) else []
         count = f"{len(self.results)} image{'' if len(self.results) == 1 else 's'}"
         shown = ", ".join([*map(repr, labels), *more])
@@ -223,15 +228,18 @@ class Classification(Answer):
             import pandas as pd  # noqa: PLC0415 - an optional dependency
         except ImportError as error:
             raise ImportError("to_pandas needs pandas, which is not installed; run: pip install pandas") from error
-        columns = ("image", "rank", "label", "score", "similarity", "rejected", "error")
+        columns = ["image", "rank", "label", "score", "similarity", "rejected", "error"]
+        if self.multi_label:
+            columns += ["threshold", "above"]
         rows: list[tuple[Any, ...]] = []
         for index, result in enumerate(self.results):
             image = name_of(result._shown.image) or index  # noqa: SLF001
             if result.error is not None:
-                rows.append((image, None, None, None, None, None, result.error.detail))
+                rows.append((image, None, None, None, None, None, result.error.detail, None, None))
             for rank, each in enumerate(result.predictions, 1):
-                rows.append((image, rank, each.label, each.score, each.similarity, result.rejected, None))
-        return pd.DataFrame(rows, columns=list(columns))
+                cells = (image, rank, each.label, each.score, each.similarity, result.rejected, None)
+                rows.append((*cells, each.threshold, each.above))
+        return pd.DataFrame([row[: len(columns)] for row in rows], columns=columns)
 
 
 class LabelClass(Answer):

@@ -41,6 +41,7 @@ def schema() -> Any:
             pa.field("similarities", pa.list_(pa.float64())),
             pa.field("rejected", pa.bool_()),
             pa.field("prediction_set", pa.list_(pa.string())),
+            pa.field("labels_above", pa.list_(pa.string())),
             pa.field("error", pa.string()),
         ]
     )
@@ -77,6 +78,7 @@ def _to_cells(row: Row) -> dict[str, Any]:
         "similarities": [prediction.similarity for prediction in predictions],
         "rejected": row.result.rejected,
         "prediction_set": row.result.prediction_set,
+        "labels_above": row.result.labels,
     }
 
 
@@ -85,11 +87,12 @@ def from_cells(cells: Mapping[str, Any]) -> Row:
     if cells["error"] is not None:
         return Row(cells["key"], cells["source"], error=cells["error"])
     predictions = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
-    prediction_set = cells["prediction_set"]
+    prediction_set, labels = cells["prediction_set"], cells.get("labels_above")  # not in parts of earlier releases
     result = ImageResult(
         tuple(Prediction(*prediction) for prediction in predictions),
         rejected=cells["rejected"],
         prediction_set=None if prediction_set is None else tuple(prediction_set),
+        labels=None if labels is None else tuple(labels),
     )
     return Row(cells["key"], cells["source"], result)
 

@@ -8,7 +8,7 @@ from app.classification.request import ClassifyRequest
 from app.cli.options import takes_request
 
 
-@takes_request("label_set", "model", "method", "template", "option", "reject_below")
+@takes_request("label_set", "model", "method", "template", "option", "reject_below", "multi_label")
 def label_studio_command(
     request: ClassifyRequest,
     server: Annotated[
@@ -23,7 +23,8 @@ def label_studio_command(
             "--multiple-above",
             min=0,
             max=1,
-            help="If several choices are allowed, predict all with at least this score.",
+            help="If several choices are allowed, predict all with at least this score. With --multi-label, the"
+            " thresholds of the labels decide instead.",
         ),
     ] = 0.25,
     label_studio_url: Annotated[

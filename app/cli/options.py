@@ -155,6 +155,17 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "multi_label": (
+        Annotated[
+            bool | None,
+            typer.Option(
+                "--multi-label/--one-label",
+                help="Images may have several of the labels, or none.",
+                show_default="what the label set says",
+            ),
+        ],
+        None,
+    ),
     "top_k": (
         Annotated[
             int | None,
@@ -183,7 +194,9 @@ _PANELS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "Labels": frozenset({"labels", "label_set", "database", "group"}),
         "Model and method": frozenset({"model", "method", "template", "option"}),
-        "Unknown images, and sets of labels": frozenset({"reject_below", "false_rejection_rate", "coverage"}),
+        "Unknown images, and sets of labels": frozenset(
+            {"multi_label", "reject_below", "false_rejection_rate", "coverage"}
+        ),
         "Results": frozenset({"top_k", "explain"}),
     }
 )

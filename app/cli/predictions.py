@@ -48,6 +48,11 @@ def print_table(files: Sequence[Path], results: "Sequence[ImageResult]", console
 
 def _label_cells(result: "ImageResult") -> tuple[str, str, str]:
     """Return the label, its score, and the next labels with their scores; a rejected image has none of the labels."""
+    if result.labels is not None:
+        marked = ", ".join(f"✓ {label}" for label in result.labels)
+        above = [prediction.score for prediction in result.predictions if prediction.above]
+        below = [prediction for prediction in result.predictions if not prediction.above]
+        return marked or NONE_OF_THESE, ", ".join(f"{score:.4f}" for score in above), _scored(below[:1])
     best, others = result.predictions[:1], result.predictions[1:]
     if result.rejected:
         return NONE_OF_THESE, "", _scored(result.predictions)
@@ -84,16 +89,23 @@ def write_csv(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
         for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell))
         if any(cell(result) is not None for result in results)
     ]
+    several = ("threshold", "above") if any(result.labels is not None for result in results) else ()
     rows: list[tuple[Cell, ...]] = [
-        ("path", "rank", "label", "score", "similarity", *(name for name, _ in optional), "error")
+        ("path", "rank", "label", "score", "similarity", *several, *(name for name, _ in optional), "error")
     ]
     for file, result in pairs:
         end = (*(cell(result) or "" for _, cell in optional), "" if result.error is None else result.error.detail)
         predictions = [
-            (str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
+            (
+                str(rank),
+                each.label,
+                f"{each.score:.4f}",
+                f"{each.similarity:.4f}",
+                *(_above_cells(each) if several else ()),
+            )
             for rank, each in enumerate(result.predictions, start=1)
         ]
-        rows += [(file, *cells, *end) for cells in predictions or [("", "", "", "")]]
+        rows += [(file, *cells, *end) for cells in predictions or [("",) * (4 + len(several))]]
     write_rows(sys.stdout, rows)
 
 
@@ -101,6 +113,11 @@ def write_json_results(files: Sequence[Path], results: "Sequence[ImageResult]") 
     """Write an object per file to standard output, with its predictions or its error."""
     pairs = zip(files, results, strict=True)
     write_json([{"path": file_text(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
+
+
+def _above_cells(prediction: "Prediction") -> tuple[str, str]:
+    threshold = "" if prediction.threshold is None else f"{prediction.threshold:g}"
+    return threshold, "" if prediction.above is None else "yes" if prediction.above else "no"
 
 
 def _rejected_cell(result: "ImageResult") -> str | None:

@@ -108,7 +108,7 @@ class Sorter:
             OSError: the file cannot be sorted; it is unchanged.
         """
         best = next(iter(result.predictions), None)  # there may be no discovered label
-        folder = self.target / (NONE_OF_THESE if result.rejected or best is None else self._folder_of(best.label))
+        folder = self.target / (NONE_OF_THESE if result.label is None else self._folder_of(result.label))
         if not self.dry_run:
             folder.mkdir(exist_ok=True)
         row = ("", "") if best is None else (best.label, f"{best.score:.4f}")

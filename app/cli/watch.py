@@ -66,7 +66,7 @@ class Sidecar(StrEnum):
 
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
-    *("false_rejection_rate", "coverage", "top_k"),
+    *("false_rejection_rate", "coverage", "multi_label", "top_k"),
     top_k=5,
 )
 def watch_command(
@@ -255,11 +255,12 @@ class Watcher:
         record = LabelRecord(
             sha256=sha256_of(content),
             question=fields,
-            predictions=[prediction.model_dump() for prediction in result.predictions],
+            predictions=[prediction.model_dump(exclude_none=True) for prediction in result.predictions],
             rejected=result.rejected,
             prediction_set=result.prediction_set,
             labelled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
+            labels=result.labels,
         )
         sidecar_path = self._sidecar_path(file)
         try:
@@ -275,7 +276,9 @@ class Watcher:
             warn("skipped", f"{file}: its sidecar {problem}")
             return
         best = next(iter(result.predictions), None)  # there may be no discovered label
-        label = "none of these" if result.rejected or best is None else f"{best.label} {best.score:.2f}"
+        label = "none of these" if result.label is None or best is None else f"{best.label} {best.score:.2f}"
+        if result.labels:
+            label = ", ".join(result.labels)
         out.print(printable(f"{file}: {label}"), highlight=False, markup=False, soft_wrap=True)
 
     def _sidecar_path(self, file: Path) -> Path:
@@ -321,6 +324,7 @@ def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
         "reject_below": request.reject_below,
         "false_rejection_rate": request.false_rejection_rate,
         "coverage": request.coverage,
+        "multi_label": request.multi_label,
         "top_k": request.top_k,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -32,6 +32,7 @@ class LabelRecord:
         prediction_set: the labels that contain the true one with the requested coverage; None without coverage.
         labelled_at: ISO 8601, UTC.
         version: of Deixis.
+        labels: those that reach their threshold, where an image may have several; None elsewhere.
     """
 
     sha256: str
@@ -41,9 +42,15 @@ class LabelRecord:
     prediction_set: Sequence[str] | None
     labelled_at: str
     version: str
+    labels: Sequence[str] | None = None
 
     def keywords(self, min_score: float) -> list[str]:
-        """Return the labels with at least this score; none for a rejected image."""
+        """Return the labels with at least this score; none for a rejected image.
+
+        An image that may have several labels has those that reach their own threshold.
+        """
+        if self.labels is not None:
+            return list(self.labels)
         if self.rejected:
             return []
         return [prediction["label"] for prediction in self.predictions if prediction["score"] >= min_score]

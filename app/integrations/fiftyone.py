@@ -16,6 +16,7 @@ from app.runtime.file_names import file_text
 
 if TYPE_CHECKING:
     from deixis import Client, ImageResult
+    from deixis.answers import Prediction
 
 # Replaces a score of 0, which has no logarithm.
 _MIN_SCORE = 1e-12
@@ -66,7 +67,8 @@ def classify_samples(
         label_field: the field of the samples to set.
         labels: the labels.
         label_set: a stored label set. Without ``labels`` and ``label_set``, labels are discovered.
-        top_k: maximum number of labels per sample.
+        top_k: maximum number of labels per sample; with ``multi_label``, a sample has all labels that reach their
+            threshold.
         store_logits: also store the logarithm of every label's score, in the order of ``LabellingSummary.labels``.
         batch_size: images per request.
         concurrency: maximum number of simultaneous requests.
@@ -88,16 +90,16 @@ def classify_samples(
     summary, request = _pinned_request(client, labels, label_set, options)
     if store_logits and not summary.labels:
         raise ValueError("store_logits needs labels or label_set; discovered labels have no logits")
-    request["top_k"] = max(top_k, len(summary.labels)) if store_logits else top_k
+    request["top_k"] = max(top_k, len(summary.labels)) if store_logits or request.get("multi_label") else top_k
     tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
     def label_of(result: "ImageResult") -> Any:
         logits = {"logits": _logits(result, summary.labels)} if store_logits else {}
         classifications = [
             fiftyone.Classification(label=prediction.label, confidence=prediction.score, tags=list(tags))
-            for prediction in result.predictions[:top_k]
+            for prediction in _shown(result, top_k)
         ]
-        if top_k > 1:
+        if top_k > 1 or result.labels is not None:
             return fiftyone.Classifications(classifications=classifications, **logits)
         for name, value in logits.items():
             classifications[0][name] = value
@@ -118,7 +120,7 @@ def classify_samples(
             if result.error is not None:
                 summary.skipped.append((sample.filepath, result.error.detail))
                 continue
-            has_label = not result.rejected and bool(result.predictions)
+            has_label = result.label is not None
             summary.labelled += has_label
             summary.rejected += not has_label
             sample[label_field] = label_of(result) if has_label else None
@@ -140,7 +142,16 @@ def _pinned_request(
     found = client.label_sets.get(label_set)
     reference = f"{found.name}@{found.version}"
     classnames = tuple(entry.name for entry in found.classes)
-    return LabellingSummary(model, reference, classnames), {**request, "label_set": reference}
+    several = options.get("multi_label", found.multi_label)
+    settings = {"label_set": reference, **({"multi_label": True} if several else {})}
+    return LabellingSummary(model, reference, classnames), {**request, **settings}
+
+
+def _shown(result: "ImageResult", top_k: int) -> "Sequence[Prediction]":
+    """Return the best predictions, or where images may have several labels, those that reach their threshold."""
+    if result.labels is None:
+        return result.predictions[:top_k]
+    return [prediction for prediction in result.predictions if prediction.above]
 
 
 def _logits(result: "ImageResult", labels: Sequence[str]) -> list[float]:
@@ -168,12 +179,10 @@ def labels_file(
     """
 
     def label_of(result: "ImageResult") -> Any:
-        if result.rejected or not result.predictions:
+        if result.label is None:
             return None
-        labels = [
-            {"label": prediction.label, "confidence": prediction.score} for prediction in result.predictions[:top_k]
-        ]
-        return labels if top_k > 1 else labels[0]
+        labels = [{"label": prediction.label, "confidence": prediction.score} for prediction in _shown(result, top_k)]
+        return labels if top_k > 1 or result.labels is not None else labels[0]
 
     return {
         "classes": None if classes is None else list(classes),

@@ -47,7 +47,8 @@ class Preannotation:
     Args:
         request: the options of a classification. The classes of a label set must be named after the choices; without a
             label set, the labels are the choices.
-        multiple_above: if several choices are allowed, those with at least this score are predicted.
+        multiple_above: if several choices are allowed, those with at least this score are predicted; with
+            ``multi_label``, the thresholds of the labels decide instead.
     """
 
     request: ClassifyOptions
@@ -296,7 +297,11 @@ class _Backend:
                 scores[index_of[prediction.label]] += prediction.score
         scores = [min(score, 1.0) for score in scores]  # the scores of sigmoid models do not sum to 1
         best = max(range(len(choices)), key=scores.__getitem__)
-        if control.is_multiple:
+        if result.labels is not None:
+            # Several choices may be names of one class, which is in the order of its labels once.
+            chosen = list(dict.fromkeys(index_of[label] for label in result.labels if label in index_of))
+            chosen = chosen if control.is_multiple else chosen[:1]
+        elif control.is_multiple:
             chosen = [index for index, score in enumerate(scores) if score >= self._preannotation.multiple_above]
             chosen.sort(key=scores.__getitem__, reverse=True)
         else:

@@ -108,11 +108,11 @@ class MethodSelector:
             label_set = await self._label_sets.get(name)
             result, revision = await self.select(label_set, served.name, advance)
             try:
-                await self._classifiers.get(
-                    await self._resolver.resolve_label_set(
-                        label_set, model=served.name, method=result["method"], multi_label=False
-                    )
+                # Its examples have one label each.
+                task = await self._resolver.resolve_label_set(
+                    label_set, model=served.name, method=result["method"], multi_label=False
                 )
+                await self._classifiers.get(task)
             except TooLargeError as error:
                 reason = f"{result['reason']}, but it cannot be used: {error.message}"
                 result |= {"method": DEFAULT_METHOD, "reason": reason}

@@ -8,7 +8,7 @@ from app.classification.methods import METHODS
 from app.encoders.fake import FakeEncoder
 from tests.api.problems import fields_of
 from tests.api.test_classify import answer, as_body, as_form, as_json
-from tests.api.test_examples import add, added, shade, with_things
+from tests.api.test_examples import SELECTION, add, added, shade, teach, with_things
 from tests.conftest import picture
 
 COLOURS = ["red", "green", "blue"]
@@ -127,6 +127,17 @@ def test_what_assumes_one_label_per_image_is_refused(make_client):
     # The methods are compared for images with one label, so the evidence does not decide.
     assert answer(as_json(client, [YELLOW], **fields))["method"] == "zero-shot"
     assert "several labels" in answer(as_json(client, [YELLOW], **fields, method="auto"))["reason"]
+
+
+def test_the_examples_of_a_label_set_for_several_labels_still_select_a_method(make_client):
+    client = make_client()
+    put(client, "things", ["tomato", "leaf", "sky"], multi_label=True)
+    teach(client, each=12)
+    selected = client.get(SELECTION).json()["method"]
+    assert METHODS[selected].learner is not None
+    reply = answer(as_json(client, [shade(0, 70)], label_set="things", multi_label=False))
+    assert (reply["method"], reply["results"][0]["predictions"][0]["label"]) == (selected, "tomato")
+    assert answer(as_json(client, [shade(0, 70)], label_set="things"))["method"] == "zero-shot"
 
 
 def test_labels_that_are_discovered_are_refused(shared_client):

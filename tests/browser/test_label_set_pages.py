@@ -87,6 +87,18 @@ def test_a_label_set_is_created_and_has_an_address(open_page, client, server):
     expect(page.locator("#label-set")).to_have_value("birds of prey")
 
 
+def test_saving_keeps_thresholds_and_the_mode_that_the_page_does_not_edit(open_page, client, pets):
+    classes = [{"name": "cat", "threshold": 0}, {"name": "dog", "threshold": 0.7}]
+    client.put(f"/v1/label-sets/{pets}", json={"classes": classes, "multi_label": True}).raise_for_status()
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "parrot")
+    save(page)
+    saved(page, 3)
+    found = stored(client, pets)
+    assert found["multi_label"] is True
+    assert [entry["threshold"] for entry in found["classes"]] == [0, 0.7, None]
+
+
 def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     cat = open_class(page, "cat")
@@ -116,9 +128,17 @@ def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets)
             "synonyms": ["kitten", "tabby"],
             "features": ["whiskers"],
             "prompt": "a photo of a {}, the pet.",
+            "threshold": None,
         },
-        {"name": "hound", "descriptions": ["A dog has a long nose."], "synonyms": [], "features": [], "prompt": None},
-        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
+        {
+            "name": "hound",
+            "descriptions": ["A dog has a long nose."],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "threshold": None,
+        },
+        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "threshold": None},
     ]
     save(page)
     expect(page.locator("#editor-status")).to_have_text("There are no changes to save.")

@@ -365,6 +365,29 @@ def test_the_code_to_copy_sends_the_same_request(open_page, pictures, server, mo
     assert printed[0].label == "cat"
 
 
+def test_an_image_with_several_labels_has_a_check_mark_for_each(open_page, pictures, tmp_path):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#new-labels", "cat, kitten, submarine")
+    page.click("#options summary")
+    page.check("#multi-label")
+    classify(page)
+    cat = page.locator(".card").first
+    expect(cat.locator(".verdict")).to_have_text(re.compile("^✓ (cat, ✓ kitten|kitten, ✓ cat)$"))
+    assert {text[0] for text in cat.locator(".runner").all_text_contents()} == {"✓", "s"}
+    expect(page.locator(".filter[data-group='label:kitten'] .count")).to_have_text("1")
+    with zipfile.ZipFile(download(page, "ZIP", tmp_path)) as archive:
+        folders = {name.split("/")[0] for name in archive.namelist() if "chelsea" in name}
+    assert folders == {"cat", "kitten"}
+    rows = list(csv.DictReader(download(page, "CSV", tmp_path).read_text("utf-8").splitlines()))
+    above = {row["label"] for row in rows if row["path"] == "chelsea.jpg" and row["above"] == "yes"}
+    assert above == {"cat", "kitten"}
+    page.locator("#threshold").evaluate("each => { each.value = 0.99; each.dispatchEvent(new Event('input')); }")
+    expect(page.locator(".threshold output")).to_contain_text("1 image")  # has none of the labels
+    page.reload()
+    expect(page.locator("#multi-label")).to_be_checked()
+
+
 def test_label_sets_methods_and_links_keep_the_question(open_page, pictures, server):
     page = open_page()
     choose(page, pictures / "coffee.jpg")

@@ -164,6 +164,7 @@ def test_other_programs_can_read_the_rows(tmp_path):
         "similarities": [0.5, 0.125],
         "rejected": None,
         "prediction_set": None,
+        "labels_above": None,
         "error": None,
     }
     assert (rows["2.jpg"]["label"], rows["2.jpg"]["labels"], rows["2.jpg"]["rejected"]) == (None, [], True)

@@ -60,6 +60,7 @@ def test_a_json_sidecar_has_all_predictions(tmp_path):
         "prediction_set",
         "labelled_at",
         "version",
+        "labels",
     }
 
 

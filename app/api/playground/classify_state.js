@@ -4,7 +4,10 @@ export const SOURCES = { labels: "My labels", label_set: "Label set", none: "Dis
 export const LAYOUTS = { cards: "Cards", grid: "Grid", table: "Table" };
 export const ORDERS = { added: "Order added", label: "Label", high: "Highest score", low: "Lowest score", name: "File name" };
 
-export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, database: "", group: false };
+export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, database: "", group: false, multiLabel: false };
+
+// With several labels per image, the threshold of the page applies to all labels, so the scores of many are needed.
+const SEVERAL_TOP_K = 100;
 
 // Two scores that are this close are a close call.
 const CLOSE = 0.1;
@@ -32,8 +35,9 @@ export function newState() {
 
 /** Return the fields of a request as [[name, value], ...], without those that have their default. */
 export function requestFields({ source, labels, labelSet, options }) {
-  const { method, model, template, topK, database, group } = options;
+  const { method, model, template, topK, database, group, multiLabel } = options;
   const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
+  if (multiLabel && source !== "none") Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
   if (source === "labels") values.labels = [...labels];
   if (source === "label_set") values.label_set = labelSet;
   if (source === "none") Object.assign(values, { database, group: group || "" });
@@ -73,7 +77,8 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
 // --- the answer ------------------------------------------------------------------------------------------------------
 
 /**
- * Return what the page says of a picture: {kind, title, label, note}; `label` is that of the group that it belongs to.
+ * Return what the page says of a picture: {kind, title, label, labels, note}; `label` is that of the group that it
+ * belongs to, and `labels` are those of an image that may have several.
  *
  * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (no
  * label fits better than unrelated words), `close` (two labels are about equally likely), `match`.
@@ -86,6 +91,9 @@ export function verdictOf(state, picture) {
   const [best, second] = result.predictions;
   if (!best) return { kind: "none", title: "None found", note: "No label was discovered for this image." };
   const { label } = best;
+  const labels = labelsOf(state, result);
+  if (labels?.length) return { kind: "match", title: labels.map((each) => `✓ ${each}`).join(", "), label: labels[0], labels, note: "" };
+  if (labels) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
   if (isRejected(state, result)) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
   if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
   if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}.` }; // the warning says why
@@ -93,11 +101,17 @@ export function verdictOf(state, picture) {
   return { kind: "match", title: label, label, note: "" };
 }
 
+/** Return the labels of an image that may have several, by the threshold of the page if it is set; null if it has one. */
+export function labelsOf(state, { labels, predictions }) {
+  if (!labels || !state.threshold) return labels ?? null;
+  return predictions.filter(({ score }) => score >= state.threshold).map(({ label }) => label);
+}
+
 /** Return whether an image shows none of the labels: by the threshold of the page, or by a calibration of the server. */
-export const isRejected = (state, result) => result.rejected === true || (state.threshold > 0 && (result.predictions[0]?.score ?? 0) < state.threshold);
+export const isRejected = (state, result) => (result.labels ? !labelsOf(state, result).length : result.rejected === true) || (state.threshold > 0 && (result.predictions[0]?.score ?? 0) < state.threshold);
 
 /** Return whether a result compares one label with nothing; with independent probabilities, its score has a meaning. */
-export const isAlone = ({ result }) => result.predictions.length === 1 && result.predictions[0].score > 0.9999 && Boolean(result.out_of_vocabulary) && result.out_of_vocabulary.mcm < 1e-6;
+export const isAlone = ({ result }) => !result.labels && result.predictions.length === 1 && result.predictions[0].score > 0.9999 && Boolean(result.out_of_vocabulary) && result.out_of_vocabulary.mcm < 1e-6;
 
 /** Return the place of a picture among all that were compared with the same single label. */
 function placeOf(state, picture) {
@@ -119,12 +133,17 @@ export function groupOf(state, picture) {
   return kind === "none" ? "none" : `label:${label}`;
 }
 
+/** Return all groups of a picture: one for each label of an image that may have several. */
+export function groupsOf(state, picture) {
+  const { labels } = verdictOf(state, picture);
+  return labels ? labels.map((label) => `label:${label}`) : [groupOf(state, picture)];
+}
+
 /** Return the number of pictures of each group, as a Map; labels first, the most frequent first. */
 export function groupCounts(state) {
   const counts = new Map();
   for (const picture of state.pictures) {
-    const group = groupOf(state, picture);
-    counts.set(group, (counts.get(group) ?? 0) + 1);
+    for (const group of groupsOf(state, picture)) counts.set(group, (counts.get(group) ?? 0) + 1);
   }
   return new Map([...counts].sort(([one, many], [other, few]) => GROUPS.indexOf(one) - GROUPS.indexOf(other) || few - many));
 }
@@ -133,7 +152,7 @@ export function groupCounts(state) {
 export function shownPictures(state) {
   const search = state.search.trim().toLowerCase();
   const shown = state.pictures.filter(
-    (picture) => (state.filter === "all" || groupOf(state, picture) === state.filter) && picture.path.toLowerCase().includes(search),
+    (picture) => (state.filter === "all" || groupsOf(state, picture).includes(state.filter)) && picture.path.toLowerCase().includes(search),
   );
   const score = (picture) => picture.result?.predictions[0]?.score ?? -1;
   const names = new Intl.Collator("en", { numeric: true });

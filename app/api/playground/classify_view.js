@@ -88,7 +88,7 @@ function ownLabels(state, actions) {
       </div>
       ${fieldProblem(state, "labels")}
     </div>
-    ${state.labels.length === 1 ? html`<p id="one-label" class="note">One label has nothing to compete with. Add labels for what an image may show instead, such as “something else”.</p>` : nothing}
+    ${state.labels.length === 1 && !state.options.multiLabel ? html`<p id="one-label" class="note">One label has nothing to compete with. Add labels for what an image may show instead, such as “something else”.</p>` : nothing}
     <p class="panel-links">
       ${state.pictures.length ? html`<button id="suggest" type="button" class="link" ?disabled=${state.suggestions?.isLoading} @click=${actions.suggest}>${state.suggestions?.isLoading ? "Looking…" : "Suggest labels"}</button>` : nothing}
       ${state.labels.length > 1 ? html`<button id="remove-labels" type="button" class="link" @click=${actions.removeLabels}>Remove all labels</button>` : nothing}
@@ -134,9 +134,10 @@ function discovery(state, actions) {
 
 function optionsPanel(state, actions) {
   const summary = state.methods.find((entry) => entry.name === state.options.method)?.summary;
-  const changed = ["method", "model", "template"].filter((name) => state.options[name]).length;
+  const changed = ["method", "model", "template", "multiLabel"].filter((name) => state.options[name]).length;
   return html`<details id="options" class="panel">
     <summary>Options${changed ? html` <span class="count">${changed}</span>` : nothing}</summary>
+    ${state.source === "none" ? nothing : html`<label class="check"><input id="multi-label" type="checkbox" .checked=${live(state.options.multiLabel)} @change=${(event) => actions.setOption("multiLabel", event.target.checked)}> Several labels per image</label>${fieldProblem(state, "multi_label")}`}
     <div class="field"><label for="method">Method</label>${select("method", state, actions, [["", "Default"], ["auto", "auto"], ...state.methods.map((entry) => [entry.name, entry.name])])}</div>
     ${summary ? html`<p id="method-summary" class="hint">${summary}</p>` : nothing}
     <div class="field"><label for="model">Model</label>${select("model", state, actions, state.models.map((entry, index) => [index ? entry.name : "", entry.name]))}</div>
@@ -151,7 +152,7 @@ const select = (name, state, actions, choices) => html`<select id=${name} aria-i
 
 // --- the problem of a request, beside its field --------------------------------------------------------------------------
 
-const CONTROLS = ["labels", "label_set", "database", "group", "method", "model", "template", "top_k"];
+const CONTROLS = ["labels", "label_set", "database", "group", "multi_label", "method", "model", "template", "top_k"];
 
 const problemsOf = (state, name) => (state.problem?.errors ?? []).filter(({ field }) => field.split(".")[0] === name);
 
@@ -247,7 +248,8 @@ function filters(state, actions) {
 
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
-  return html`<label class="tool-field threshold">None of these below <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
+  const text = state.options.multiLabel ? "Labels from" : "None of these below";
+  return html`<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
 }
 
 const downloads = (state, actions) => html`<details class="menu" @keydown=${actions.menuKey}>

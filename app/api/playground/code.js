@@ -38,6 +38,6 @@ export function pythonCode(names, fields) {
     ...fields.map(([name, value]) => `        ${name}=${pythonLiteral(value)},`),
     "    )",
     "for result in response.results:",
-    "    print(result.error or result.predictions[0])",
+    `    print(result.error or result.${fields.some(([name]) => name === "multi_label") ? "labels" : "predictions[0]"})`,
   ].join("\n");
 }

@@ -1,5 +1,5 @@
 // Results as files: CSV and JSON like those of the command line, and images sorted into folders.
-import { groupOf, isRejected } from "./classify_state.js";
+import { groupsOf, isRejected, labelsOf } from "./classify_state.js";
 
 // What spreadsheets take for a formula, as in app/cli/csv_output.py, after apostrophes.
 const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
@@ -13,15 +13,17 @@ export function csvOf(state) {
     return isRejected(state, result) ? "none of these" : "no";
   };
   const isRejecting = answered.some((picture) => rejected(picture));
+  const hasSeveral = answered.some(({ result }) => result?.labels);
+  const above = (result, { label, threshold }) => (hasSeveral ? [String(state.threshold || (threshold ?? "")), labelsOf(state, result)?.includes(label) ? "yes" : "no"] : []);
   const rows = answered.flatMap((picture) => {
     const { path, result, failure } = picture;
     const end = [...(isRejecting ? [rejected(picture)] : []), safe(failure?.message ?? result.error?.detail ?? "")];
     const predictions = (failure ? [] : result.predictions).map((entry, index) => [
-      String(index + 1), safe(entry.label), entry.score.toFixed(4), entry.similarity.toFixed(4),
+      String(index + 1), safe(entry.label), entry.score.toFixed(4), entry.similarity.toFixed(4), ...above(result, entry),
     ]);
-    return (predictions.length ? predictions : [["", "", "", ""]]).map((cells) => [safePath(path), ...cells, ...end]);
+    return (predictions.length ? predictions : [Array(hasSeveral ? 6 : 4).fill("")]).map((cells) => [safePath(path), ...cells, ...end]);
   });
-  const columns = ["path", "rank", "label", "score", "similarity", ...(isRejecting ? ["rejected"] : []), "error"];
+  const columns = ["path", "rank", "label", "score", "similarity", ...(hasSeveral ? ["threshold", "above"] : []), ...(isRejecting ? ["rejected"] : []), "error"];
   return [columns, ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
 }
 
@@ -30,16 +32,16 @@ export function jsonOf(state) {
   const results = state.pictures.filter((picture) => picture.result).map(({ path, result }) => {
     const { image_id: imageId, ...members } = result;
     const rejected = state.threshold > 0 && !result.error ? { rejected: isRejected(state, result) } : {};
-    return { path, ...withoutNulls({ ...members, ...rejected }) };
+    return { path, ...withoutNulls({ ...members, labels: labelsOf(state, result), ...rejected }) };
   });
   return `${JSON.stringify(results, null, 2)}\n`;
 }
 
-/** Return a zip file with the images in one folder per label. */
+/** Return a zip file with the images in one folder per label; an image with several labels is in the folder of each. */
 export async function zipOf(state) {
   const { downloadZip } = await import("./vendor/client-zip/index.js");
   const taken = new Set();
-  const entries = state.pictures.filter((picture) => picture.file).map((picture) => ({ name: uniqueName(folderOf(state, picture), picture.name, taken), input: picture.file }));
+  const entries = state.pictures.filter((picture) => picture.file).flatMap((picture) => groupsOf(state, picture).map((group) => ({ name: uniqueName(folderOf(group), picture.name, taken), input: picture.file })));
   return downloadZip(entries).blob();
 }
 
@@ -55,8 +57,7 @@ const MAX_NAME = 60; // of characters that may have four bytes each; file system
 
 const FOLDERS = { none: "none of these", errors: "not classified", waiting: "not classified" };
 
-function folderOf(state, picture) {
-  const group = groupOf(state, picture);
+function folderOf(group) {
   return group in FOLDERS ? FOLDERS[group] : fileName(group.slice("label:".length));
 }
 

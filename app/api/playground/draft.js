@@ -4,11 +4,11 @@ import { lines } from "./elements.js";
 /** The texts of a class that are typed one per line. */
 export const LISTS = ["synonyms", "descriptions", "features"];
 
-export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "" });
+export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", threshold: null });
 
 /** Return the draft of a new label set. */
 export function emptyDraft() {
-  const draft = { name: "", newest: 0, shown: 0, etag: null, templates: "photo", merge: "mean", classes: [] };
+  const draft = { name: "", newest: 0, shown: 0, etag: null, templates: "photo", merge: "mean", multiLabel: false, classes: [] };
   return { ...draft, base: bodyOf(draft) };
 }
 
@@ -16,12 +16,12 @@ export function emptyDraft() {
 export function draftOf(labelSet, newest, etag) {
   const stored = new Set(newest.classes.map((entry) => entry.name)); // example images can be added only to these
   const classes = labelSet.classes.map((entry) => ({
-    stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "",
+    stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "", threshold: entry.threshold,
     ...Object.fromEntries(LISTS.map((list) => [list, entry[list].join("\n")])),
   }));
   const draft = {
     name: labelSet.name, newest: newest.version, shown: labelSet.version, etag, createdAt: labelSet.created_at,
-    templates: labelSet.templates, merge: labelSet.merge_synonyms, classes,
+    templates: labelSet.templates, merge: labelSet.merge_synonyms, multiLabel: labelSet.multi_label, classes,
   };
   return { ...draft, base: bodyOf(draft) };
 }
@@ -30,11 +30,12 @@ export function draftOf(labelSet, newest, etag) {
 export function bodyOf(draft) {
   return {
     classes: draft.classes.map((entry) => ({
-      name: entry.name.trim(), prompt: entry.prompt.trim() || null,
+      name: entry.name.trim(), prompt: entry.prompt.trim() || null, threshold: entry.threshold,
       ...Object.fromEntries(LISTS.map((list) => [list, lines(entry[list])])),
     })),
     templates: draft.templates.trim(),
     merge_synonyms: draft.merge,
+    multi_label: draft.multiLabel,
   };
 }
 

@@ -1,7 +1,7 @@
 // The results of pictures as cards, as a grid, or as a table; and the bars that other views share.
 import { create, scoreText } from "./elements.js";
 import { html, nothing, repeat } from "./lit.js";
-import { commonWarnings, isOfWeakMatch, isStale, questionOf, shownPictures, verdictOf } from "./classify_state.js";
+import { commonWarnings, isOfWeakMatch, isStale, labelsOf, questionOf, shownPictures, verdictOf } from "./classify_state.js";
 
 /** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
@@ -66,7 +66,8 @@ function table(shown, context) {
 
 function tableRow(picture, context) {
   const verdict = verdictOf(context.state, picture);
-  const [best, second] = picture.result?.predictions ?? [];
+  const [best, ...others] = picture.result?.predictions ?? [];
+  const second = verdict.labels ? others.find(({ label }) => !verdict.labels.includes(label)) : others[0];
   return html`<tr class=${classes(picture, verdict, context)}>
     <td>${openButton(picture, context)}</td>
     <th scope="row" class="path">${picture.path}</th>
@@ -94,19 +95,20 @@ const removeButton = (picture, { actions }) => html`<button type="button" class=
 const staleTag = (picture, context) => (isStale(picture, context.question) ? html`<span class="stale-tag">earlier labels</span>` : nothing);
 
 /** Return the score behind a verdict; a single label has none, because it is 1 whatever the image shows. */
-function score(picture, { kind }) {
+function score(picture, { kind, labels }) {
+  if (labels) return nothing; // the bars below show the score of each
   if (kind !== "match" && kind !== "close") return nothing;
   return html` <span class="score">${scoreText(picture.result.predictions[0].score)}</span>`;
 }
 
-function runnersUp(picture, { kind }, { state }) {
+function runnersUp(picture, { kind, labels }, { state }) {
   if (kind === "alone" || !picture.result?.predictions.length) return nothing;
   // A verdict that names no label shows the scores of all of the best ones.
-  const from = kind === "match" ? 1 : 0, all = picture.result.predictions;
-  const shown = all.slice(from, from + Math.max(RUNNERS_UP, state.options.topK === 5 ? RUNNERS_UP : state.options.topK - 1));
+  const from = kind === "match" && !labels ? 1 : 0, all = picture.result.predictions, above = labelsOf(state, picture.result) ?? [];
+  const shown = all.slice(from, from + Math.max(RUNNERS_UP, above.length + 1, state.options.topK === 5 ? RUNNERS_UP : state.options.topK - 1));
   if (!shown.length) return nothing;
-  return html`<ol class="runners" aria-label=${kind === "match" ? "Runners-up" : "Best labels"}>${shown.map((entry) => html`<li title=${`cosine similarity ${entry.similarity.toFixed(3)}`}>
-    <span class="runner">${entry.label}</span><span class="track"><i .style=${`width: ${100 * entry.score}%`}></i></span><span class="score">${scoreText(entry.score)}</span>
+  return html`<ol class="runners" aria-label=${from ? "Runners-up" : "Best labels"}>${shown.map((entry) => html`<li title=${`cosine similarity ${entry.similarity.toFixed(3)}`}>
+    <span class="runner">${above.includes(entry.label) ? `✓ ${entry.label}` : entry.label}</span><span class="track"><i .style=${`width: ${100 * entry.score}%`}></i></span><span class="score">${scoreText(entry.score)}</span>
   </li>`)}</ol>`;
 }
 

@@ -3,7 +3,7 @@ import { DEFAULT_OPTIONS, LAYOUTS, SOURCES } from "./classify_state.js";
 
 const STORAGE_KEY = "deixis.classify";
 
-const NAMES = { method: "method", model: "model", template: "template", topK: "top_k", database: "database", group: "group" };
+const NAMES = { method: "method", model: "model", template: "template", topK: "top_k", database: "database", group: "group", multiLabel: "multi_label" };
 
 /** Return the link that opens the page with these labels and options. */
 export function linkOf(state) {
@@ -62,7 +62,7 @@ const unique = (labels) => [...new Map(labels.map((label) => label.trim()).filte
 
 function parsed(option, text) {
   if (option === "topK") return Math.min(100, Math.max(1, Math.round(Number(text)) || DEFAULT_OPTIONS.topK));
-  return option === "group" ? text === "true" : text;
+  return ["group", "multiLabel"].includes(option) ? text === "true" : text;
 }
 
 const share = (value) => Math.min(0.99, Math.max(0, Number(value) || 0));

@@ -277,7 +277,7 @@ async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
 def client_options(request: ClassifyRequest) -> ClassifyOptions:
     """Return the request as the arguments of the client, without those that are not set."""
     fields = {name: getattr(request, name) for name in ClassifyOptions.__annotations__}
-    return cast(
-        "ClassifyOptions",
-        {name: value for name, value in fields.items() if value is not None and value is not False and value != {}},
-    )
+    given = {name: value for name, value in fields.items() if value is not None and value is not False and value != {}}
+    if request.multi_label is not None:  # false overrides what the label set says
+        given["multi_label"] = request.multi_label
+    return cast("ClassifyOptions", given)
