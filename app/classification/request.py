@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
+from app.types import Reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,4 @@ class ClassifyRequest:
     group: bool = False
     keep_features: bool = False
     namespace: Namespace = OPEN_NAMESPACE
+    reject: Reject | None = None

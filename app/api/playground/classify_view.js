@@ -247,7 +247,9 @@ function filters(state, actions) {
 
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
-  return html`<label class="tool-field threshold">None of these below <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
+  const automatic = state.source === "none" ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> None of these: automatic</label>`;
+  if (state.source !== "none" && state.options.reject) return automatic;
+  return html`${automatic}<label class="tool-field threshold">None of these below <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
 }
 
 const downloads = (state, actions) => html`<details class="menu" @keydown=${actions.menuKey}>
