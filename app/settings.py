@@ -320,8 +320,8 @@ class Settings(BaseSettings):
     """For one response of the language model; it is requested again after that."""
     llm_concurrency: ClassVar[int] = 8
     """Concurrent requests to the language model."""
-    warns_of_weak_matches: ClassVar[bool] = True
-    """Whether answers warn of images that no label fits better than unrelated words; False for encoders of tests."""
+    encodes_negative_words: ClassVar[bool] = True
+    """Whether a start encodes the words that compete with labels; False for encoders of tests."""
     text_batch: ClassVar[int] = 64
     """Texts in one forward pass."""
     max_json_bytes: ClassVar[int] = 16 * _MIB

@@ -106,6 +106,15 @@ class RejectBy(StrEnum):
     """The largest cosine similarity with the text of a class."""
     CLASS_MEAN = "class-mean"
     """The largest cosine similarity with the mean of the labelled images of a class."""
+    IN_VOCABULARY = "in-vocabulary"
+    """1 minus the score of ``OutOfVocabulary``, in [0, 1]."""
+
+
+class Reject(StrEnum):
+    """How a request leaves the threshold of rejection to the service."""
+
+    AUTO = "auto"
+    """By labelled examples if there are enough, else by words that compete with the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,15 +236,28 @@ class LabelExplanation:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfVocabulary:
-    """Unknown-class scores: both are higher for images of none of the classes.
+class NearWord:
+    """A word that competes with the labels, and its cosine with an image."""
 
-    ``mcm`` is 1 minus the largest softmax of the similarities (Ming et al., NeurIPS 2022), in [0, 1 - 1/c]; ``energy``
-    is minus the logsumexp of the logits (Liu et al., NeurIPS 2020).
+    word: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfVocabulary:
+    """Unknown-class scores: all are higher for images of none of the classes.
+
+    ``score`` is the probability that an image shows none of the classes, from its similarities with everyday words that
+    have nothing to do with them (app/scoring/negative_labels.py); None while these words are not encoded, or if almost
+    all of them are kinds of the classes. ``nearest`` are those that are nearer to the image than every class; None
+    unless explanations are requested. ``mcm`` is 1 minus the largest softmax of the similarities (Ming et al., NeurIPS
+    2022), in [0, 1 - 1/c]; ``energy`` is minus the logsumexp of the logits (Liu et al., NeurIPS 2020).
     """
 
     mcm: float
     energy: float
+    score: float | None = None
+    nearest: tuple[NearWord, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +276,7 @@ class ImageResult:
     ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
-    ``weak_match`` means that no label is more similar to the image than unrelated labels are; None if this is unknown.
+    ``weak_match`` means that the score of ``out_of_vocabulary`` is above 0.5; None if this is unknown.
     ``warnings`` concern this image alone. ``labels`` are those that the image has, best first, where it may have
     several; None elsewhere.
     """

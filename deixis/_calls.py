@@ -44,6 +44,7 @@ class ClassifyOptions(TypedDict, total=False):
     options: Mapping[str, float]
     reject_below: float
     false_rejection_rate: float
+    reject: Literal["auto"]
     coverage: float
     keep_features: bool
     multi_label: bool

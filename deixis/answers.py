@@ -90,11 +90,23 @@ class Explanation(Answer):
     captions: list[NearCaption] = []
 
 
+class NearWord(Answer):
+    """A word that is more similar to the image than every label."""
+
+    word: str
+    similarity: float
+
+
 class OutOfVocabulary(Answer):
-    """Unknown-class scores: both are higher for images that show none of the labels."""
+    """Unknown-class scores: all are higher for images that show none of the labels.
+
+    ``score`` is the probability that the image shows none of the labels; None if the service does not know it.
+    """
 
     mcm: float
     energy: float
+    score: float | None = None
+    nearest: list[NearWord] | None = None
 
 
 class _Shown:
@@ -161,7 +173,7 @@ class Calibration(Answer):
     temperature: float
     images: int
     reject_below: float | None
-    reject_by: Literal["score", "similarity", "class-mean"] | None = None
+    reject_by: Literal["score", "similarity", "class-mean", "in-vocabulary"] | None = None
     false_rejection_rate: float | None
     coverage: float | None
 

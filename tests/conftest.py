@@ -101,10 +101,10 @@ def settings(tmp_path, empty_database) -> Settings:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_warnings_of_weak_matches():
+def _no_negative_words():
     """The similarities of the fake encoder with photographs and everyday words say nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Settings, "warns_of_weak_matches", False)
+        patch.setattr(Settings, "encodes_negative_words", False)
         yield
 
 

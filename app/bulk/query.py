@@ -15,7 +15,7 @@ from app.classification.methods import METHODS
 from app.classification.request import ClassifyRequest
 from app.errors import ConflictError, InvalidFieldError
 from app.main import Service
-from app.types import Task
+from app.types import RejectBy, Task
 
 # Fields of a task that do not change the rows, or that the query stores in another form.
 _OMITTED = ("classes", "explain", "reason", "together")
@@ -108,7 +108,7 @@ async def _generation(service: Service, database: str) -> str:
 
 
 async def verify_worker(service: Service, spec: RunSpec) -> None:
-    """Check that this process would produce the same rows as the process that resolved the query.
+    """Check that this process would produce the same rows as the process that resolved the query, and prepare it.
 
     Raises:
         ConflictError: other weights of the model, other examples, or another caption database.
@@ -129,3 +129,5 @@ async def verify_worker(service: Service, spec: RunSpec) -> None:
                 f"the {name.replace('_', ' ')} is {here.get(name)} here, and the run uses {query.get(name)}; give all"
                 " workers the same models and caption databases"
             )
+    if task.scoring.reject_by is RejectBy.IN_VOCABULARY:
+        await service.negative_words.prepare(task.model)

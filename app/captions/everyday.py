@@ -1,6 +1,6 @@
 """The captions of the default database: names of what everyday photographs show, as the package contains them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from app.runtime.data_files import resources
 
@@ -25,3 +25,17 @@ def everyday_names() -> tuple[str, ...]:
             kinds.extend(f"{kind} {name}" for kind in listed.split(", "))
 
     return tuple(dict.fromkeys([*names(), *kinds]))
+
+
+def everyday_groups() -> Mapping[str, frozenset[str]]:
+    """Return what each of the names is a kind of, in lower case, as ``prompts/everyday_groups.txt`` says."""
+    lines = (resources("prompts") / "everyday_groups.txt").read_text("utf-8").splitlines()
+    closures: list[frozenset[str]] = []
+    groups: dict[str, frozenset[str]] = {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        names, _, parents = line.partition(" < ")
+        groups[names] = frozenset().union(*(closures[int(parent)] for parent in parents.split()))
+        closures.append(groups[names].union(names.split(", ")))
+    return {name: groups[name] for name in everyday_names()}

@@ -35,6 +35,8 @@ _Result = TypeVar("_Result")
 # Of text features whose product with the images takes microseconds: a hundred labels of 512 dimensions, for one image.
 # The rest of the work holds the interpreter, so a thread would only add the way there and back.
 _BYTES_AT_ONCE = 256 * 1024
+# Images whose similarities with the negative words take a millisecond.
+_COMPARED_AT_ONCE = 8
 
 
 class Pipeline:
@@ -206,7 +208,10 @@ class Pipeline:
             # A method that learns from the request takes as long as a fit, and takes its turn among the fits.
             return await self._fits.run(work)
         has_state = METHODS[task.method].stateful  # behind a lock
-        if classifier.examples is None and not has_state and images * classifier.nbytes <= _BYTES_AT_ONCE:
+        is_fast = images * classifier.nbytes <= _BYTES_AT_ONCE
+        if classifier.negatives is not None:
+            is_fast = is_fast and images <= _COMPARED_AT_ONCE
+        if classifier.examples is None and not has_state and is_fast:
             return work()
         return await asyncio.to_thread(work)
 
@@ -250,10 +255,10 @@ def _classified(
     served: ServedModel, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[ClassScores, list[ImageResult]]:
     classes = score_classes(served.encoder, task, image_features, classifier)
-    # A method that learned from images may be right where the names fit badly; and an image that may have several
-    # labels has none where none fits.
-    warns = not classifier.exclusive and not task.scoring.multi_label
-    return classes, image_results(task, classes, served.unrelated if warns else None)
+    negatives, scale = classifier.negatives, served.encoder.logit_scale
+    none = None if negatives is None else negatives.compete(image_features, classes.similarities, scale)
+    # A method that learned from images may be right where the names fit badly.
+    return classes, image_results(task, classes, none, warns=not classifier.exclusive)
 
 
 def _timing_ms(began: float, images: Sequence[EncodedImage]) -> dict[str, float]:

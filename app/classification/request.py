@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
+from app.types import Reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,4 @@ class ClassifyRequest:
     keep_features: bool = False
     multi_label: bool | None = None
     namespace: Namespace = OPEN_NAMESPACE
+    reject: Reject | None = None

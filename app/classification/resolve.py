@@ -21,13 +21,15 @@ from app.errors import (
     UnknownNameError,
 )
 from app.label_sets.service import DEFAULT_TEMPLATES, LabelLimits, LabelSets
+from app.models.negative_words import NegativeVocabulary
 from app.models.registry import ModelRegistry
 from app.names.class_names import clean_classes
 from app.names.namespaces import own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
 from app.scoring.multi_label import DEFAULT_THRESHOLD
-from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
+from app.scoring.negative_labels import KNOWN_ABOVE
+from app.types import ClassEntry, LabelSet, Reject, RejectBy, Scoring, Task
 
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
 _TEMPLATE_OF_WORDS = "{}"
@@ -35,6 +37,8 @@ DEFAULT_TOP_K = 5
 # Characters of labels that take a millisecond to clean; more are cleaned in a thread, and not cached.
 _CHARS_CLEANED_AT_ONCE = 2_000
 _CACHED_LABEL_LISTS = 64
+# The false rejection rate of requests that leave the threshold to the service.
+_AUTO_RATE = 0.05
 _NOT_COMPARED = (
     "needs the methods to be compared on the current classes and example images, which a job of the service does after"
     " each change"
@@ -93,6 +97,7 @@ class Resolver:
         templates: by name.
         captions: caption databases, for requests without labels.
         label_limits: on the labels of a request.
+        negative_words: compete with the labels of a request.
     """
 
     def __init__(
@@ -103,8 +108,10 @@ class Resolver:
         templates: TemplateLibrary,
         captions: CaptionSearch,
         label_limits: LabelLimits,
+        negative_words: NegativeVocabulary,
     ) -> None:
         self._models = models
+        self._negative_words = negative_words
         self._label_sets = label_sets
         self._selections = selections
         self._templates = templates
@@ -184,6 +191,12 @@ class Resolver:
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
+        if multi_label:
+            scoring = _scoring_of_several(request, method, classes, label_set, selected)
+        else:
+            scoring = _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current)
+        if scoring.reject_by is RejectBy.IN_VOCABULARY:
+            await self._prepare_negative_words(model)
         return Task(
             model=model,
             method=method,
@@ -194,11 +207,16 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring_of_several(request, method, classes, label_set, selected)
-            if multi_label
-            else _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
+            scoring=scoring,
             keep_features=request.keep_features,
         )
+
+    async def _prepare_negative_words(self, model: str) -> None:
+        """Encode the negative words of a model, which a service does in the background."""
+        if self._selections.is_kept_current and self._negative_words.get(model) is None:
+            problem = f"reject '{Reject.AUTO}' needs words to compare the labels with, which are being encoded"
+            raise NotReadyError(f"{problem}; try again in some seconds, or use reject_below")
+        await self._negative_words.prepare(model)
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
         for field_name in ("false_rejection_rate", "coverage"):
@@ -207,6 +225,8 @@ class Resolver:
         if request.multi_label:
             problem = "needs labels or a label_set; labels that are discovered are compared with each other"
             raise InvalidFieldError.of("multi_label", f"{problem}; leave it out, or give labels")
+        if request.reject is not None:
+            raise InvalidFieldError.of("reject", "needs labels; give labels or label_set, or use reject_below")
         return Task(
             model=model,
             method=CASED.name,
@@ -341,7 +361,7 @@ def _scoring_of_several(
     if METHODS[method].learner is not None:
         problem = f"method '{method}' assumes that each image has one label, and multi_label allows several"
         raise InvalidFieldError.of("method", f"{problem}; name 'zero-shot', or set multi_label to false")
-    for field_name in ("false_rejection_rate", "coverage"):
+    for field_name in ("false_rejection_rate", "reject", "coverage"):
         if getattr(request, field_name) is not None:
             problem = "assumes that each image has one label, and multi_label allows several"
             raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
@@ -353,6 +373,12 @@ def _scoring_of_several(
         return scoring
     thresholds = (request.reject_below,) * len(classes)
     return replace(scoring, reject_below=request.reject_below, thresholds=thresholds)
+
+
+def _without_examples(request: ClassifyRequest) -> Scoring:
+    if request.reject is None:
+        return Scoring(reject_below=request.reject_below)
+    return Scoring(reject_below=KNOWN_ABOVE, reject_by=RejectBy.IN_VOCABULARY)
 
 
 def _scoring(
@@ -371,9 +397,9 @@ def _scoring(
         InvalidFieldError: both a threshold and a rate, or a field that needs a calibration that is missing.
         NotReadyError: the calibration is not there yet.
     """
-    threshold = request.reject_below
-    if threshold is not None and request.false_rejection_rate is not None:
-        raise InvalidFieldError.of("reject_below", "give either reject_below or false_rejection_rate, not both")
+    given = [name for name in ("reject_below", "false_rejection_rate", "reject") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise InvalidFieldError.of(given[0], f"give either {given[0]} or {given[1]}, not both")
     problem = _why_not_calibrated(request, method, label_set, selected)
     if problem is not None or selected is None:
         for field_name in ("false_rejection_rate", "coverage"):
@@ -381,26 +407,31 @@ def _scoring(
                 if problem is _NOT_COMPARED and waits:
                     raise NotReadyError(f"{field_name} {problem}; try again in some seconds")
                 raise InvalidFieldError.of(field_name, problem)
-        return Scoring(reject_below=threshold)
+        return _without_examples(request)
     calibration, rejection = selected.calibrations[method], selected.rejection
-    if request.false_rejection_rate is None or rejection is None or not _has_scores_of(rejection, method):
+    rate = request.false_rejection_rate if request.reject is None else _AUTO_RATE
+    if rate is None or rejection is None or not _has_scores_of(rejection, method):
         rejection = calibration.rejection
-    warnings: tuple[str, ...] = ()
-    if request.false_rejection_rate is not None:
-        threshold = rejection.threshold(request.false_rejection_rate)
-        needed = ceil(1 / request.false_rejection_rate) - 1
-        if rejection.images < needed:
-            problem = (
-                f"a false rejection rate of {request.false_rejection_rate:g} needs at least {needed:,} labelled images"
-            )
-            warnings = (f"{problem}, and there are {rejection.images:,}; no image is rejected",)
-    return Scoring(
+    scoring = Scoring(
         temperature=calibration.temperature,
         calibrated_on=calibration.images,
+        coverage=request.coverage,
+        set_quantile=None if request.coverage is None else calibration.set_quantile(request.coverage),
+    )
+    if rate is None:
+        threshold = request.reject_below
+    elif rejection.images >= (needed := ceil(1 / rate) - 1):
+        threshold = rejection.threshold(rate)
+    elif request.reject is not None:
+        return replace(scoring, reject_below=KNOWN_ABOVE, reject_by=RejectBy.IN_VOCABULARY)
+    else:
+        threshold = rejection.threshold(rate)  # the lowest
+        problem = f"a false rejection rate of {rate:g} needs at least {needed:,} labelled images"
+        warning = f"{problem}, and there are {rejection.images:,}; no image is rejected"
+        scoring = replace(scoring, warnings=(warning,))
+    return replace(
+        scoring,
         reject_below=threshold,
         reject_by=rejection.by,
         false_rejection_rate=None if threshold is None else rejection.false_rejection_rate(threshold),
-        coverage=request.coverage,
-        set_quantile=None if request.coverage is None else calibration.set_quantile(request.coverage),
-        warnings=warnings,
     )

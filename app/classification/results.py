@@ -12,8 +12,8 @@ from app.encoders._base import ModelInfo
 from app.errors import ClientError
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
 from app.scoring.multi_label import independent_logits, labels_above
+from app.scoring.negative_labels import KNOWN_ABOVE, NoneOfThese
 from app.scoring.numerics import tempered_softmax
-from app.scoring.unrelated import UnrelatedSimilarity
 from app.types import (
     ClassEntry,
     ImageFeatures,
@@ -28,6 +28,8 @@ from app.types import (
     Task,
 )
 
+# The same for every image, so that it can be shown once for all of them.
+_NONE_FITS = ("probably none of the labels fits: other words are more similar to the image",)
 _ONE_LABEL = ("there is only one label, so its score is 1 for every image; add labels to compare it with",)
 
 
@@ -132,16 +134,19 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     )
 
 
-def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilarity | None = None) -> list[ImageResult]:
+def image_results(
+    task: Task, classes: ClassScores, none: NoneOfThese | None = None, *, warns: bool = True
+) -> list[ImageResult]:
     """Return each image's ``top_k`` predictions, best first, with rejection and prediction set where requested.
 
     Args:
         task: resolved.
         classes: the scores of n images.
-        unrelated: warns of images to which no label is more similar than unrelated labels are; None warns of none.
+        none: how probably they show none of the classes; None if this is unknown.
+        warns: whether to warn of images that probably show none of the classes.
     """
     scoring = task.scoring
-    unknown_scores = 1 - max_concept_matching(classes.similarities), energy(classes.logits)
+    mcm, energies = 1 - max_concept_matching(classes.similarities), energy(classes.logits)
     sets = rejection_scores = None
     if scoring.calibrated_on:
         # In the precision of the calibration, so that a score that lies on a threshold lies on it again.
@@ -150,25 +155,30 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
     else:
         probability = classes.scores
     if scoring.reject_below is not None:
-        rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
+        rejection_scores = _rejection_scores(scoring.reject_by, probability, classes, none)
     thresholds = np.array(scoring.thresholds)
-    weak_below = None if unrelated is None else unrelated.typical_best(len(task.classes))
-    is_weak = [] if weak_below is None else (classes.similarities.max(axis=1) < weak_below).tolist()
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
     ):
         best = ranked[: task.top_k]
+        none_score = None if none is None else float(none.scores[number])
+        weak = None if none_score is None or not warns else none_score > 1 - KNOWN_ABOVE
         results.append(
             ImageResult(
                 RankedPredictions(task.classes, best.copy(), scores[best], similarities[best], scoring.thresholds),
-                out_of_vocabulary=OutOfVocabulary(*(float(scores[number]) for scores in unknown_scores)),
+                out_of_vocabulary=OutOfVocabulary(
+                    mcm=float(mcm[number]),
+                    energy=float(energies[number]),
+                    score=none_score,
+                    nearest=none.nearest(number, similarities.max()) if none is not None and task.explain else None,
+                ),
                 rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
                 rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
                 prediction_set=None if sets is None else _names(task, sets[number]),
-                weak_match=None if weak_below is None else is_weak[number],
+                weak_match=weak,
                 labels=_names(task, labels_above(scores, thresholds)) if scoring.multi_label else None,
-                warnings=(_weak_match(weak_below),) if weak_below is not None and is_weak[number] else (),
+                warnings=_NONE_FITS if weak else (),
             )
         )
     return results
@@ -178,14 +188,11 @@ def _names(task: Task, indices: np.ndarray) -> tuple[str, ...]:
     return tuple(task.classes[index].name for index in indices)
 
 
-def _weak_match(usual: float) -> str:
-    return (
-        "probably none of the labels fits: the image is less similar to the best of them than to the best of unrelated"
-        f" words ({usual:.2f})"
-    )
-
-
-def _rejection_scores(by: RejectBy, probability: np.ndarray, classes: ClassScores) -> np.ndarray:
+def _rejection_scores(
+    by: RejectBy, probability: np.ndarray, classes: ClassScores, none: NoneOfThese | None
+) -> np.ndarray | None:
+    if by is RejectBy.IN_VOCABULARY:
+        return None if none is None else 1 - none.scores.astype(np.float64)
     scores = {RejectBy.SCORE: probability, RejectBy.SIMILARITY: classes.similarities}
     largest: np.ndarray | None = scores[by].max(axis=1) if by in scores else classes.nearest_mean
     assert largest is not None

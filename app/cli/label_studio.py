@@ -8,7 +8,7 @@ from app.classification.request import ClassifyRequest
 from app.cli.options import takes_request
 
 
-@takes_request("label_set", "model", "method", "template", "option", "reject_below", "multi_label")
+@takes_request("label_set", "model", "method", "template", "option", "reject_below", "reject", "multi_label")
 def label_studio_command(
     request: ClassifyRequest,
     server: Annotated[

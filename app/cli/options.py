@@ -15,6 +15,7 @@ from app.cli.common import Engine, read_lines, report_errors
 from app.encoders.model_names import catalogue_name
 from app.errors import InvalidFieldError
 from app.names.labels import split_labels
+from app.types import Reject
 
 EngineOption = Annotated[
     Engine,
@@ -144,6 +145,16 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "reject": (
+        Annotated[
+            Reject | None,
+            typer.Option(
+                "--reject",
+                help="`auto` rejects images that probably show none of the labels, without a threshold of yours.",
+            ),
+        ],
+        None,
+    ),
     "coverage": (
         Annotated[
             float | None,
@@ -195,7 +206,7 @@ _PANELS: Mapping[str, frozenset[str]] = MappingProxyType(
         "Labels": frozenset({"labels", "label_set", "database", "group"}),
         "Model and method": frozenset({"model", "method", "template", "option"}),
         "Unknown images, and sets of labels": frozenset(
-            {"multi_label", "reject_below", "false_rejection_rate", "coverage"}
+            {"multi_label", "reject_below", "false_rejection_rate", "reject", "coverage"}
         ),
         "Results": frozenset({"top_k", "explain"}),
     }

@@ -129,7 +129,7 @@ def _prediction_set_cell(result: "ImageResult") -> str | None:
 
 
 def print_explanations(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
-    """Print the prompts with the largest effect on each label, with a bar for the size of the effect."""
+    """Print the prompts with the largest effect on each label, and the words that are nearer than every label."""
     for file, result in zip(files, results, strict=True):
         if result.explanation is None:
             continue
@@ -151,3 +151,7 @@ def print_explanations(files: Sequence[Path], results: "Sequence[ImageResult]") 
                 bar = "\u2588" * max(1, round(_BAR_WIDTH * effect / largest))
                 coloured = f"[{colour}]{bar:<{_BAR_WIDTH}}[/{colour}]"
                 out.print(f"    {sign} {coloured} {prompt.cosine:6.3f}  {escape(prompt.prompt)}", highlight=False)
+        scores = result.out_of_vocabulary
+        if scores is not None and scores.nearest:
+            words = ", ".join(f"{near.word} {near.similarity:.3f}" for near in scores.nearest)
+            out.print(f"  [bold]nearer than every label[/bold] {escape(words)}", highlight=False)

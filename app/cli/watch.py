@@ -66,7 +66,7 @@ class Sidecar(StrEnum):
 
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
-    *("false_rejection_rate", "coverage", "multi_label", "top_k"),
+    *("false_rejection_rate", "reject", "coverage", "multi_label", "top_k"),
     top_k=5,
 )
 def watch_command(
@@ -323,6 +323,7 @@ def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
         "options": dict(request.options) or None,
         "reject_below": request.reject_below,
         "false_rejection_rate": request.false_rejection_rate,
+        "reject": request.reject,
         "coverage": request.coverage,
         "multi_label": request.multi_label,
         "top_k": request.top_k,

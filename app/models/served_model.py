@@ -14,7 +14,6 @@ from app.models.queue import EncodeQueue, TurnQueue
 from app.observability.loops import Loops
 from app.observability.metrics import Metrics, TowerMetrics
 from app.prompting.text_feature_store import StoredTextEncoder, TextFeatureStore
-from app.scoring.unrelated import UnrelatedSimilarity
 from app.types import Pixels, TextFeatures
 
 _PROBE_PX = 64
@@ -66,8 +65,6 @@ class ServedModel:
         text_fingerprint: identifies the text tower.
         text_features: stores text features; None stores none.
         metrics: of the queues; removed when the queues are closed.
-
-    ``unrelated`` is how similar unrelated images and words are; None until ``measure_unrelated`` has measured it.
     """
 
     def __init__(
@@ -88,7 +85,6 @@ class ServedModel:
         self.image_fingerprint = image_fingerprint
         self.text_fingerprint = text_fingerprint
         self.text_features = text_features
-        self.unrelated: UnrelatedSimilarity | None = None
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
         self._image_probe = HealthProbe(
             images, lambda: encoder.transform(Image.new("RGB", (_PROBE_PX, _PROBE_PX), "grey"))

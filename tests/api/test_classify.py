@@ -844,7 +844,7 @@ def test_the_unknown_class_scores_are_returned(client):
         for colour in ("red", "green")
     )
     for each in (near, far):
-        assert set(each) == {"mcm", "energy"}
+        assert set(each) == {"score", "nearest", "mcm", "energy"}
         assert 0 <= each["mcm"] < 1
     assert near["mcm"] < far["mcm"]
     assert near["energy"] < far["energy"]

@@ -145,6 +145,19 @@ def test_a_sample_alone_is_classified_with_the_labels_of_the_user(open_page):
     expect(page.locator(".card")).to_contain_text("Closest: dog.")
     expect(page.locator("#results")).to_contain_text("Probably none of the labels fits.")
 
+    def reject(route):
+        fields = route.request.post_data_json
+        assert fields.pop("reject") == "auto"
+        response = route.fetch(post_data=json.dumps(fields))
+        content = response.json()
+        content["results"][0]["rejected"] = True
+        route.fulfill(response=response, json=content)
+
+    page.route("**/v1/classify", reject, times=1)
+    page.check("#reject-auto")
+    expect(page.locator(".card .verdict")).to_have_text("None of these")
+    expect(page.locator("#threshold")).to_have_count(0)
+
 
 def test_results_are_sorted_filtered_searched_rejected_and_downloaded(open_page, pictures, tmp_path):
     page = open_page()

@@ -125,6 +125,7 @@ QUERIES = {
     "weighed prompts": (["-s", "nature@1", "--method", "autoclip", "-o", "beta=0.7", "-t", "a {}."], "nature"),
     "a label set with examples": (["-s", "nature"], "with_examples"),
     "no labels": (["-d", "scenes"], "scenes"),
+    "none of these": (["-l", "green, blue", "--reject", "auto"], None),
 }
 
 

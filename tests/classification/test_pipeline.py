@@ -24,8 +24,10 @@ from app.errors import (
 from app.fewshot.fitting import FitCache
 from app.images.decoder_pool import ImageLimits, ThreadDecoders
 from app.images.fetch import RemoteImages
+from app.models.negative_words import NegativeVocabulary
 from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
+from app.names.kinds import WordKinds
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.store.examples import StoredFeatures
@@ -79,6 +81,7 @@ async def start(anyio_backend):
             fits, class_embedding_cache = FitCache(cache_bytes=1_000_000), ClassEmbeddingCache(1_000_000)
             classifiers = ClassifierCache(
                 models,
+                negative_words=NegativeVocabulary(models, lambda: ((), WordKinds((), {}))),
                 class_embedding_cache=class_embedding_cache,
                 cache_bytes=classifier_bytes,
                 fits=fits,

@@ -20,6 +20,7 @@ NAMES = {
     answers.PromptContribution: "PromptContributionBody",
     answers.LabelExplanation: "LabelExplanationBody",
     answers.NearCaption: "NearCaptionBody",
+    answers.NearWord: "NearWordBody",
     answers.Explanation: "ExplanationBody",
     answers.OutOfVocabulary: "OutOfVocabularyBody",
     answers.ImageResult: "ResultBody",

@@ -153,7 +153,7 @@ def reading(place):
             raise AssertionError("".join(log))
         drain = threading.Thread(target=lambda: log.extend(first.stdout))
         drain.start()
-        # A person takes longer than the index of the everyday names, and the similarity of unrelated words.
+        # A person takes longer than the index of the everyday names, and their features that compete with labels.
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             wait_for_jobs(client)
             wait_for_weak_matches(client)

@@ -83,9 +83,9 @@ def test_responses_are_those_of_a_single_process(client, single_process, photogr
     actual, expected = (each.post("/v1/classify", files=images, data=query).json() for each in (client, single_process))
     assert actual["method"] == expected["method"]
     for mine, theirs in zip(actual["results"], expected["results"], strict=True):
-        # Each process measures in the background what a weak match is.
+        # Each process encodes the words that compete with labels in the background.
         ours, others = (
-            [text for text in result["warnings"] if "unrelated words" not in text] for result in (mine, theirs)
+            [text for text in result["warnings"] if "none of the labels" not in text] for result in (mine, theirs)
         )
         assert ours == others
         assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]

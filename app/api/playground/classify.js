@@ -295,7 +295,7 @@ async function loadExplanation(picture) {
   let loaded;
   try {
     const { results } = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
-    loaded = { content: results[0].explanation };
+    loaded = { content: results[0].explanation, words: results[0].out_of_vocabulary?.nearest ?? [] };
   } catch (error) {
     loaded = { error };
   }
@@ -359,6 +359,10 @@ const actions = {
   setLabelSet(name) {
     state.labelSet = name;
     revised();
+  },
+  setAutomaticRejection(isOn) {
+    if (isOn) state.threshold = 0;
+    actions.setOption("reject", isOn ? "auto" : "");
   },
   setThreshold(threshold) {
     state.threshold = threshold;

@@ -4,7 +4,7 @@ export const SOURCES = { labels: "My labels", label_set: "Label set", none: "Dis
 export const LAYOUTS = { cards: "Cards", grid: "Grid", table: "Table" };
 export const ORDERS = { added: "Order added", label: "Label", high: "Highest score", low: "Lowest score", name: "File name" };
 
-export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, database: "", group: false, multiLabel: false };
+export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, database: "", group: false, multiLabel: false, reject: "" };
 
 // With several labels per image, the threshold of the page applies to all labels, so the scores of many are needed.
 const SEVERAL_TOP_K = 100;
@@ -35,12 +35,13 @@ export function newState() {
 
 /** Return the fields of a request as [[name, value], ...], without those that have their default. */
 export function requestFields({ source, labels, labelSet, options }) {
-  const { method, model, template, topK, database, group, multiLabel } = options;
+  const { method, model, template, topK, database, group, multiLabel, reject } = options;
   const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
   if (multiLabel && source !== "none") Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
   if (source === "labels") values.labels = [...labels];
   if (source === "label_set") values.label_set = labelSet;
   if (source === "none") Object.assign(values, { database, group: group || "" });
+  else values.reject = reject;
   return Object.entries(values).filter(([, value]) => value !== "");
 }
 
@@ -80,8 +81,8 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
  * Return what the page says of a picture: {kind, title, label, labels, note}; `label` is that of the group that it
  * belongs to, and `labels` are those of an image that may have several.
  *
- * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (no
- * label fits better than unrelated words), `close` (two labels are about equally likely), `match`.
+ * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (probably
+ * none of the labels fits), `close` (two labels are about equally likely), `match`.
  */
 export function verdictOf(state, picture) {
   if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
@@ -107,7 +108,7 @@ export function labelsOf(state, { labels, predictions }) {
   return predictions.filter(({ score }) => score >= state.threshold).map(({ label }) => label);
 }
 
-/** Return whether an image shows none of the labels: by the threshold of the page, or by a calibration of the server. */
+/** Return whether an image shows none of the labels: by the threshold of the page, or by the server. */
 export const isRejected = (state, result) => (result.labels ? !labelsOf(state, result).length : result.rejected === true) || (state.threshold > 0 && (result.predictions[0]?.score ?? 0) < state.threshold);
 
 /** Return whether a result compares one label with nothing; with independent probabilities, its score has a meaning. */

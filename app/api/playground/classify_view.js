@@ -248,8 +248,11 @@ function filters(state, actions) {
 
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
-  const text = state.options.multiLabel ? "Labels from" : "None of these below";
-  return html`<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
+  const severalLabels = state.options.multiLabel;
+  const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> None of these: automatic</label>`;
+  if (automatic !== nothing && state.options.reject) return automatic;
+  const text = severalLabels ? "Labels from" : "None of these below";
+  return html`${automatic}<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
 }
 
 const downloads = (state, actions) => html`<details class="menu" @keydown=${actions.menuKey}>

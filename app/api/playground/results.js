@@ -123,17 +123,18 @@ function explanation(picture, { actions }) {
   const { explanation: found } = picture;
   return html`<details class="why" .open=${Boolean(picture.isExplained)} @toggle=${(event) => actions.explain(picture, event.target.open)}>
     <summary>Why?</summary>
-    ${!found || found.isLoading ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content)}
+    ${!found || found.isLoading ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content, found.words)}
   </details>`;
 }
 
-function explanationBody({ labels, captions }) {
+function explanationBody({ labels, captions }, words) {
   const legend = labels.length
     ? "+ supports the label: its prompt is more similar to the image than the prompts of the other label. − opposes it. The figure is the cosine similarity."
     : "Captions that are similar to the image. The figure is the cosine similarity; the labels found in the caption are in brackets.";
   return html`<p class="hint">${legend}</p>
     ${labels.map((entry) => html`<h4>${entry.rival ? `${entry.label}, compared with ${entry.rival}` : entry.label}</h4>
       <ul class="prompts">${entry.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt))}${entry.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt))}</ul>`)}
+    ${words.length ? html`<h4>Words that are more similar than every label</h4><ul class="prompts">${words.map(({ word, similarity }) => promptRow("", "near", similarity, word))}</ul>` : nothing}
     ${captions.length ? html`<ul class="prompts">${captions.map((entry) => promptRow("", "near", entry.similarity, entry.suggested.length ? `${entry.caption} (${entry.suggested.join(", ")})` : entry.caption))}</ul>` : nothing}`;
 }
 

@@ -3,7 +3,7 @@ import { DEFAULT_OPTIONS, LAYOUTS, SOURCES } from "./classify_state.js";
 
 const STORAGE_KEY = "deixis.classify";
 
-const NAMES = { method: "method", model: "model", template: "template", topK: "top_k", database: "database", group: "group", multiLabel: "multi_label" };
+const NAMES = { method: "method", model: "model", template: "template", topK: "top_k", database: "database", group: "group", multiLabel: "multi_label", reject: "reject" };
 
 /** Return the link that opens the page with these labels and options. */
 export function linkOf(state) {

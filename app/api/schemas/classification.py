@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, NotRequired
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -19,8 +19,10 @@ from app.types import (
     Classification,
     ImageResult,
     LabelExplanation,
+    OutOfVocabulary,
     Prediction,
     PromptContribution,
+    Reject,
     RejectBy,
     Scoring,
 )
@@ -106,6 +108,11 @@ class ClassifyFields(Request):
         lt=1,
         description="Instead of `reject_below`: choose the threshold that wrongly rejects at most this share of"
         " the images of all classes together. Needs labelled example images.",
+    )
+    reject: Annotated[Reject, WithJsonSchema({"type": "string", "enum": list(Reject)})] | None = Field(
+        None,
+        description="Instead of `reject_below`: `auto` rejects images that probably show none of the labels. With at"
+        " least 19 labelled example images, as `false_rejection_rate` 0.05, else by `out_of_vocabulary.score`.",
     )
     coverage: float | None = Field(
         None,
@@ -231,9 +238,24 @@ class ExplanationBody(Response):
     )
 
 
-class OutOfVocabularyBody(Response):
-    """Unknown-class scores: both are higher for images that show none of the classes."""
+class NearWordBody(Response):
+    """A word that competes with the labels."""
 
+    word: str
+    similarity: float = Field(description="Cosine similarity of the image and the word.")
+
+
+class OutOfVocabularyBody(Response):
+    """Unknown-class scores: all are higher for images that show none of the classes."""
+
+    score: float | None = Field(
+        description="Probability in [0, 1] that the image shows none of the labels, from its similarities with 1,159"
+        " everyday words except those related to the labels. Null while the words are encoded after the first start,"
+        " and if almost all words are kinds of the labels."
+    )
+    nearest: list[NearWordBody] | None = Field(
+        description="With `explain`: the words that are more similar to the image than the best label, at most 10."
+    )
     mcm: float = Field(
         description="Maximum concept matching: 1 minus the largest softmax of the similarities, in [0, 1)."
     )
@@ -254,13 +276,13 @@ class ResultBody(Response):
     )
     rejected: bool | None = Field(
         None,
-        description="True if the image shows none of the classes; null without `reject_below` or"
-        " `false_rejection_rate`.",
+        description="True if the image shows none of the classes; null without `reject_below`,"
+        " `false_rejection_rate` or `reject`.",
     )
     rejection_score: float | None = Field(
         None,
-        description="The score that was compared with `reject_below`: `calibration.reject_by` says which one; the best"
-        " score without a calibration.",
+        description="The score that was compared with the threshold: `calibration.reject_by` says which one. Without a"
+        " calibration, the best score, or with `reject` 1 minus `out_of_vocabulary.score`, whose threshold is 0.5.",
     )
     prediction_set: list[str] | None = Field(
         None,
@@ -275,9 +297,8 @@ class ResultBody(Response):
     )
     weak_match: bool | None = Field(
         None,
-        description="True if the best similarity is lower than that of as many unrelated words, at least ten, usually"
-        " is: probably none of the labels fits. Null where this is not known: without labels, with methods that learn"
-        " from images, and in the first seconds of the service.",
+        description="True if `out_of_vocabulary.score` is above 0.5: probably none of the labels fits. Null where this"
+        " is not known, and with methods that learn from images.",
     )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
@@ -290,7 +311,7 @@ class ResultBody(Response):
             labels=None if result.labels is None else list(result.labels),
             out_of_vocabulary=None
             if result.out_of_vocabulary is None
-            else OutOfVocabularyBody(mcm=result.out_of_vocabulary.mcm, energy=result.out_of_vocabulary.energy),
+            else _out_of_vocabulary(result.out_of_vocabulary),
             rejected=result.rejected,
             rejection_score=result.rejection_score,
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
@@ -305,6 +326,17 @@ class ResultBody(Response):
     def failed(cls, problem: Problem) -> "ResultBody":
         """Return the result of an image that could not be read."""
         return cls(predictions=[], error=problem)
+
+
+def _out_of_vocabulary(scores: OutOfVocabulary) -> OutOfVocabularyBody:
+    return OutOfVocabularyBody(
+        score=scores.score,
+        nearest=None
+        if scores.nearest is None
+        else [NearWordBody(word=near.word, similarity=near.similarity) for near in scores.nearest],
+        mcm=scores.mcm,
+        energy=scores.energy,
+    )
 
 
 def _explanation(result: ImageResult) -> ExplanationBody | None:
@@ -343,8 +375,8 @@ class CalibrationBody(Response):
     reject_by: RejectBy | None = Field(
         description="What is compared with the threshold: the best `score`; with `false_rejection_rate` the largest"
         " cosine similarity with the mean of the example images of a class (`class-mean`), or, if not every class has"
-        " two and the method has no prompts of its own, with the text of a class (`similarity`). Null without a"
-        " threshold."
+        " two and the method has no prompts of its own, with the text of a class (`similarity`); with `reject` and too"
+        " few examples 1 minus `out_of_vocabulary.score` (`in-vocabulary`). Null without a threshold."
     )
     false_rejection_rate: float | None = Field(
         description="Share of held-out labelled images that this threshold rejects."
