@@ -48,6 +48,8 @@ class ClassEntry:
 
     ``descriptions`` are sentences about how the class looks; ``features`` are short phrases, read as "NAME, which has
     ..."; ``synonyms`` are other names; ``prompt``, if given, replaces the templates, with ``{}`` for the name.
+    ``prior`` is how often images show the class, as a count or a share; either all classes of a label set have one, or
+    none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ClassEntry:
     synonyms: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     prompt: str | None = None
+    prior: float | None = None
 
 
 class MergeSynonyms(StrEnum):
@@ -86,6 +89,12 @@ class LabelSet:
     def classnames(self) -> tuple[str, ...]:
         """The class names in order."""
         return tuple(entry.name for entry in self.classes)
+
+    @property
+    def priors(self) -> dict[str, float] | None:
+        """How often images show each class, as it was given; None if that is not stored."""
+        priors = {entry.name: entry.prior for entry in self.classes if entry.prior is not None}
+        return priors or None
 
     @property
     def reference(self) -> str:
@@ -125,6 +134,18 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Priors:
+    """How frequent the classes of a task are.
+
+    ``frequencies`` (c,) sum to 1; None if they are to be estimated from the example images. ``weights`` (c,) are added
+    to the calibrated logits of every image; None until they are computed (app/classification/priors.py).
+    """
+
+    frequencies: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A resolved request: every name in it has been looked up.
 
@@ -132,7 +153,7 @@ class Task:
     classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
     ``auto`` chose the method; None if the caller named it. Without ``classes``, labels are discovered in the caption
     database ``database``, for each image separately or, if ``together``, for all images of the request. With
-    ``keep_features``, later requests can name the images by id.
+    ``keep_features``, later requests can name the images by id. Without ``priors``, scores are used as they are.
     """
 
     model: str
@@ -148,6 +169,7 @@ class Task:
     database: str | None = None
     together: bool = False
     keep_features: bool = False
+    priors: Priors | None = None
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -278,7 +300,7 @@ class Classification:
     ``warnings`` are sentences about the task, for example that a method lacks the examples it needs. ``transductive``
     means that the images of the request influenced each other. ``database`` is the caption database that the labels
     come from, as ``name@generation``; ``vocabulary`` are the labels in use, if they were discovered for all images
-    together.
+    together. ``priors`` are the frequencies of the classes that the scores use.
     """
 
     task: Task
@@ -289,6 +311,7 @@ class Classification:
     transductive: bool = False
     database: str | None = None
     vocabulary: tuple[SharedName, ...] | None = None
+    priors: Priors | None = None
 
 
 class DraftStatus(StrEnum):

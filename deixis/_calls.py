@@ -46,6 +46,7 @@ class ClassifyOptions(TypedDict, total=False):
     false_rejection_rate: float
     coverage: float
     keep_features: bool
+    priors: Mapping[str, float] | Literal["estimate", "uniform"]
 
 
 class DescribeOptions(TypedDict, total=False):
@@ -322,13 +323,19 @@ def label_set(reference: str) -> Call[answers.LabelSet]:
 
 
 def put_label_set(
-    name: str, classes: Sequence[ClassLike], templates: str | None, merge_synonyms: str | None, version: int | None
+    name: str,
+    classes: Sequence[ClassLike],
+    templates: str | None,
+    merge_synonyms: str | None,
+    priors: Mapping[str, float] | None,
+    version: int | None,
 ) -> Call[answers.LabelSet]:
     """Write a version of a label set."""
     body = {
         "classes": [_json_class(entry) for entry in classes],
         "templates": templates,
         "merge_synonyms": merge_synonyms,
+        "priors": None if priors is None else dict(priors),
     }
     body = {field: value for field, value in body.items() if value is not None}
     headers = {"If-None-Match": "*"} if version == 0 else _if_match(version)
@@ -339,9 +346,13 @@ def _json_class(entry: ClassLike) -> Any:
     return entry.model_dump() if isinstance(entry, Answer) else _json_value(entry)
 
 
-def add_classes(name: str, classes: Sequence[ClassLike], version: int | None) -> Call[answers.LabelSet]:
+def add_classes(
+    name: str, classes: Sequence[ClassLike], priors: Mapping[str, float] | None, version: int | None
+) -> Call[answers.LabelSet]:
     """Write a version with additional classes."""
-    body = {"classes": [_json_class(entry) for entry in classes]}
+    body: dict[str, Any] = {"classes": [_json_class(entry) for entry in classes]}
+    if priors is not None:
+        body["priors"] = dict(priors)
     path = _label_set(name, "classes")
     return Call("POST", path, _model(answers.LabelSet), json=body, headers=_if_match(version))
 

@@ -346,14 +346,22 @@ class LabelSets(_Resource):
         *,
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
+        priors: Mapping[str, float] | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
-        return self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
+        return self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, priors, version))
 
-    def add_classes(self, name: str, classes: Sequence[ClassLike], *, version: int | None = None) -> answers.LabelSet:
+    def add_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassLike],
+        *,
+        priors: Mapping[str, float] | None = None,
+        version: int | None = None,
+    ) -> answers.LabelSet:
         """Write a version with additional classes."""
-        return self._send(_calls.add_classes(name, classes, version))
+        return self._send(_calls.add_classes(name, classes, priors, version))
 
     def remove_class(self, name: str, label: str, *, version: int | None = None) -> answers.LabelSet:
         """Write a version without the class ``label``."""

@@ -186,6 +186,7 @@ class Classification(Answer):
     transductive: bool = False
     database: str | None = None
     vocabulary: list[SharedName] | None = None
+    priors: dict[str, float] | None = Field(None, description="Those that the scores use; their sum is 1.")
 
     def of(self, images: "Sequence[ImageLike]") -> Self:
         """Remember the images of the results, which displays show, and return itself."""
@@ -244,6 +245,7 @@ class LabelSet(Answer):
     classes: list[LabelClass]
     templates: str
     merge_synonyms: Literal["max", "mean"] = "mean"
+    priors: dict[str, float] | None = Field(None, description="How often images show each class, as it was given.")
     created_at: datetime
 
     def __repr__(self) -> str:

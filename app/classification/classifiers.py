@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from cachetools import LRUCache
 
-from app.adapters._base import Examples, Scores
+from app.adapters._base import Examples, Scores, merge_rows
 from app.adapters._class_means import ClassMeans
 from app.adapters._examples import ExampleAdapter, Need
 from app.captions.cased.pipeline import CLASSIFIED_TOGETHER
 from app.classification.methods import METHODS, TRANSDUCTIVE
+from app.classification.priors import MAX_REFERENCE_IMAGES, weighted
 from app.errors import TooLargeError
 from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, fit, transduce
 from app.models.registry import ModelRegistry
@@ -23,7 +24,7 @@ from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.recipes import Pooling, Recipe
 from app.scoring.numerics import unit_rows
 from app.store.examples import StoredFeatures
-from app.types import ExamplesUsed, ImageFeatures, LabelSet, RejectBy, Task
+from app.types import ExamplesUsed, ImageFeatures, LabelSet, Logits, MergeSynonyms, Priors, RejectBy, Task
 
 # Different things have cosines up to 0.87 with the embedded model, "cat" and "a cat" 0.999, "defective" and "not
 # defective" 0.971.
@@ -34,6 +35,7 @@ _MAX_COMPARED = 1024
 _EQUAL = 1e-4
 _COMPARED_AT_ONCE = 1024
 _MAX_SHOWN = 6
+_CACHED_PRIORS = 256
 _MAX_SHOWN_GROUPS = 3
 
 
@@ -54,7 +56,8 @@ class Classifier:
     ascending. ``exclusive`` means that each image is taken to belong to exactly one class, even if the encoder scores
     every class independently. ``examples`` and ``transductive`` are as in ``Classification``. ``names`` are the rows
     that similarities are computed with, if ``predict`` returns only one row per class. ``class_means`` returns cosines
-    with the mean of each class's labelled images as logits; None unless images are rejected by them.
+    with the mean of each class's labelled images as logits; None unless images are rejected by them. ``priors`` have
+    weights; None unless the task has priors.
     """
 
     predict: Callable[[ImageFeatures], Scores]
@@ -67,6 +70,11 @@ class Classifier:
     transductive: bool = False
     names: ClassNames | None = None
     class_means: Callable[[ImageFeatures], Scores] | None = None
+    priors: Priors | None = None
+
+    def class_logits(self, rows: Logits, merge_synonyms: MergeSynonyms) -> Logits:
+        """Return the logits of classes (n, c) from those of rows (n, r)."""
+        return merge_rows(rows, self.first_rows, mean=merge_synonyms is MergeSynonyms.MEAN)
 
 
 class ClassifierCache:
@@ -101,6 +109,7 @@ class ClassifierCache:
         self._fits = fits
         self._examples = examples
         self._max_pool = max_pool
+        self._known_priors: LRUCache[Hashable, tuple[Priors, tuple[str, ...]]] = LRUCache(_CACHED_PRIORS)
         self._metrics = metrics
 
     async def get(self, task: Task) -> Classifier:
@@ -110,10 +119,49 @@ class ClassifierCache:
             TooLargeError: its text rows need more memory than the cache has in all.
         """
         classifier = await self._of_method(task)
+        if task.priors is not None:
+            priors, warnings = await self._weighted(task, task.priors, classifier)
+            classifier = replace(classifier, priors=priors, warnings=classifier.warnings + warnings)
         if task.scoring.reject_by is not RejectBy.CLASS_MEAN or task.label_set is None:
             return classifier
         means = await self._fit_stored(task, task.label_set, "class-means", ClassMeans, max_pool=0)
         return replace(classifier, class_means=means.predict)
+
+    async def _weighted(self, task: Task, priors: Priors, classifier: Classifier) -> tuple[Priors, tuple[str, ...]]:
+        """Return the task's priors with their weights, and warnings; those of a label set with examples are kept."""
+        classes, temperature, label_set = len(task.classes), task.scoring.temperature, task.label_set
+        if priors.weights is not None:
+            return priors, ()
+        if label_set is None or not label_set.examples_revision:
+            return weighted(priors, classes, temperature)
+        fingerprint = await self._models.get(task.model).image_fingerprint()
+        key = (fingerprint, task.method, task.options, task.templates, label_set.reference, temperature, priors)
+        state = (*key, label_set.examples_revision)
+        if (known := self._known_priors.get(state)) is not None:
+            return known
+        stored = await self._examples.features(
+            label_set.name, fingerprint, task.classnames, max_pool=MAX_REFERENCE_IMAGES
+        )
+
+        def class_logits(image_features: ImageFeatures) -> Logits:
+            return classifier.class_logits(classifier.predict(image_features).logits, task.merge_synonyms)
+
+        # Neither a method that learns from the request nor one with state has predictions for other images.
+        independent = not (classifier.transductive or METHODS[task.method].stateful)
+        found = await self._fits.run(
+            partial(
+                weighted,
+                priors,
+                classes,
+                temperature,
+                label_set=label_set,
+                stored=stored,
+                class_logits=class_logits if independent else None,
+            )
+        )
+        if stored.revision == label_set.examples_revision:
+            self._known_priors[state] = found
+        return found
 
     async def _of_method(self, task: Task) -> Classifier:
         method = METHODS[task.method]

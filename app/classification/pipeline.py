@@ -128,6 +128,7 @@ class Pipeline:
             warnings,
             classifier.examples,
             classifier.transductive,
+            priors=classifier.priors,
         )
 
     async def _named(

@@ -11,8 +11,8 @@ class ClassifyRequest:
     """What a caller wants to know about some images, in the caller's words; None stands for the default.
 
     Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
-    for all images together. With ``keep_features``, later requests can name the images by id. Names are looked
-    up in ``namespace``.
+    for all images together. With ``keep_features``, later requests can name the images by id. ``priors`` are a number
+    for each class, ``estimate`` or ``uniform``. Names are looked up in ``namespace``.
     """
 
     labels: Sequence[str] | None = None
@@ -29,4 +29,5 @@ class ClassifyRequest:
     database: str | None = None
     group: bool = False
     keep_features: bool = False
+    priors: Mapping[str, float] | str | None = None
     namespace: Namespace = OPEN_NAMESPACE

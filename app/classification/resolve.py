@@ -10,8 +10,9 @@ from typing import Protocol
 
 from app.adapters._examples import Need
 from app.captions.search import CaptionSearch
-from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.method_names import AUTO, DEFAULT_METHOD, UNIFORM
 from app.classification.methods import CASED, METHODS, Method
+from app.classification.priors import read_priors
 from app.classification.request import ClassifyRequest
 from app.errors import (
     InvalidFieldError,
@@ -136,8 +137,8 @@ class Resolver:
     async def resolve_label_set(
         self, label_set: LabelSet, *, model: str | None = None, method: str | None = None, template: str | None = None
     ) -> Task:
-        """Return the task of classifying with one version of a label set; raises as ``resolve``."""
-        request = ClassifyRequest(method=method, template=template)
+        """Return the task of classifying with one version of a label set, without its priors; raises as ``resolve``."""
+        request = ClassifyRequest(method=method, template=template, priors=UNIFORM)
         return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
 
     async def validate(self, request: ClassifyRequest) -> None:
@@ -158,6 +159,10 @@ class Resolver:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
+        names = tuple(entry.name for entry in classes)
+        priors = read_priors(request.priors, names, label_set)
+        if priors is not None:
+            _refuse_guarantees(request)
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
         return Task(
             model=model,
@@ -171,12 +176,15 @@ class Resolver:
             reason=reason,
             scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
             keep_features=request.keep_features,
+            priors=priors,
         )
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
         for field_name in ("false_rejection_rate", "coverage"):
             if getattr(request, field_name) is not None:
                 raise InvalidFieldError.of(field_name, "needs labelled example images, which only a label set has")
+        if request.priors is not None:
+            raise InvalidFieldError.of("priors", "belong to labels; give labels or label_set, or leave priors out")
         return Task(
             model=model,
             method=CASED.name,
@@ -193,10 +201,23 @@ class Resolver:
 
 
 def with_method(task: Task, method: str, options: Mapping[str, float] | None = None) -> Task:
-    """Return the task with another method, its default options and uncalibrated scores."""
+    """Return the task with another method, its default options and uncalibrated scores, and without priors."""
     return replace(
-        task, method=method, options=METHODS[method].read_options(options or {}), reason=None, scoring=Scoring()
+        task,
+        method=method,
+        options=METHODS[method].read_options(options or {}),
+        reason=None,
+        scoring=Scoring(),
+        priors=None,
     )
+
+
+def _refuse_guarantees(request: ClassifyRequest) -> None:
+    """Raise ``InvalidFieldError`` for a field whose guarantee is computed from scores without priors."""
+    for field_name in ("false_rejection_rate", "coverage"):
+        if getattr(request, field_name) is not None:
+            problem = f"is calibrated on scores without priors; leave it out, or give priors '{UNIFORM}'"
+            raise InvalidFieldError.of(field_name, problem)
 
 
 def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:

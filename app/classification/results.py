@@ -102,7 +102,10 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     similarities, first_rows = rows.similarities, classifier.first_rows
     if classifier.names is not None and len(classifier.names.rows) != similarities.shape[1]:
         similarities, first_rows = (image_features @ classifier.names.rows.T).clip(-1, 1), classifier.names.first_rows
-    logits = merge_rows(rows.logits, classifier.first_rows, mean=mean)
+    logits = classifier.class_logits(rows.logits, task.merge_synonyms)
+    if classifier.priors is not None:
+        # Weights belong to calibrated logits.
+        logits = logits + np.float32(task.scoring.temperature) * np.array(classifier.priors.weights, np.float32)
     # Labelled examples imply that an image belongs to one class: the scores are a softmax then, for every encoder.
     sigmoid = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
     return ClassScores(

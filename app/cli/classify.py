@@ -54,7 +54,7 @@ class Format(StrEnum):
 
 
 @takes_request(
-    *("labels", "label_set", "model", "method", "template", "database", "group", "option", "reject_below"),
+    *("labels", "label_set", "model", "method", "template", "database", "group", "option", "priors", "reject_below"),
     *("false_rejection_rate", "coverage", "top_k", "explain"),
 )
 def classify_command(

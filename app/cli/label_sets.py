@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from app.cli.backends import LabelSetInput
 from app.cli.common import make_table, out, read_lines, report_errors, with_backend, write_file, write_json
-from app.cli.options import ServerOption
+from app.cli.options import ServerOption, read_priors_file
 from app.errors import InvalidFieldError
 from app.label_sets.shipped import shipped_file, shipped_files
 from app.types import ClassEntry, MergeSynonyms
@@ -48,11 +48,12 @@ def show_label_set(
             str(len(entry.features) or ""),
             ", ".join(entry.synonyms),
             entry.prompt or "",
+            *([f"{label_set.priors[entry.name]:g}"] if label_set.priors else []),
         )
         for entry in label_set.classes
     ]
-    columns = ("class", "descriptions", "features", "synonyms", "prompt")
-    out.print(make_table(columns, rows, right=("descriptions", "features")))
+    columns = ("class", "descriptions", "features", "synonyms", "prompt", *(["prior"] if label_set.priors else []))
+    out.print(make_table(columns, rows, right=("descriptions", "features", "prior")))
 
 
 @label_sets_cli.command("import")
@@ -67,11 +68,17 @@ def import_label_set(
         ),
     ] = None,
     templates: Annotated[str | None, typer.Option(help="A template set or one template; by default `photo`.")] = None,
+    priors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="How often images show each class: a JSON file with a number for each."),
+    ] = None,
     server: ServerOption = None,
 ) -> None:
     """Write a label set from a file."""
     with report_errors():
         content = _read_label_set(shipped_file(name, "or pass a file") if file is None else file)
+        if priors is not None:
+            content = replace(content, priors=read_priors_file(priors))
     if templates is not None:
         content = replace(content, templates=templates)
     written = with_backend(server, lambda backend: backend.put_label_set(name, content))
@@ -98,7 +105,7 @@ def export_label_set(
     """Write a label set as JSON, which `import` and the route PUT accept."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
     exported = label_set.model_dump(
-        mode="json", include={"classes", "templates", "merge_synonyms"}, exclude_defaults=True
+        mode="json", include={"classes", "templates", "merge_synonyms", "priors"}, exclude_defaults=True
     )
     if output is None:
         write_json(exported)
@@ -118,6 +125,7 @@ class _LabelSetFile(BaseModel):
     classes: list[Annotated[ClassEntry, BeforeValidator(_class_fields)]]
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    priors: dict[str, float] | None = None
 
 
 def _read_label_set(file: Path) -> LabelSetInput:
@@ -132,4 +140,8 @@ def _read_label_set(file: Path) -> LabelSetInput:
         parsed = _LabelSetFile.model_validate({"classes": content} if isinstance(content, list) else content)
     except ValueError as error:
         raise InvalidFieldError.of(str(file), f"is not a label set: {error}") from error
-    return LabelSetInput(parsed.classes, parsed.templates, parsed.merge_synonyms)
+    if any(entry.prior is not None for entry in parsed.classes):
+        raise InvalidFieldError.of(
+            str(file), "has a class with 'prior'; give 'priors' of the label set, as `export` does"
+        )
+    return LabelSetInput(parsed.classes, parsed.templates, parsed.merge_synonyms, parsed.priors)

@@ -65,7 +65,7 @@ class Sidecar(StrEnum):
 
 
 @takes_request(
-    *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
+    *("labels", "label_set", "model", "method", "template", "database", "option", "priors", "reject_below"),
     *("false_rejection_rate", "coverage", "top_k"),
     top_k=5,
 )
@@ -318,6 +318,7 @@ def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
         "template": request.template,
         "database": request.database,
         "options": dict(request.options) or None,
+        "priors": request.priors,
         "reject_below": request.reject_below,
         "false_rejection_rate": request.false_rejection_rate,
         "coverage": request.coverage,

@@ -1,10 +1,10 @@
 """Label sets: read, checked and written."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, clean_classes
+from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, clean_classes, numbers_of
 from app.names.namespaces import Namespace
 from app.names.references import LabelSetReference
 from app.prompting.templates import TemplateLibrary
@@ -83,13 +83,14 @@ class LabelSets:
         templates: str,
         *,
         merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
+        priors: Mapping[str, float] | None = None,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
     ) -> tuple[LabelSet, bool]:
         """Check and write a new version; also return whether the name is new.
 
         Raises:
-            InvalidFieldError: a name breaks a rule.
+            InvalidFieldError: a name breaks a rule, or a class has no prior although others have one.
             UnknownNameError: no such template set.
             TooLargeError: too many classes, or too many label sets in the namespace.
             PreconditionFailedError: the latest version is not one that may be replaced.
@@ -98,7 +99,7 @@ class LabelSets:
         label_set, created = await self._repository.put(
             name,
             # In a thread, because the largest label sets take a second.
-            await asyncio.to_thread(self.clean_classes, classes),
+            await asyncio.to_thread(self._with_priors, classes, priors),
             templates,
             merge_synonyms=merge_synonyms,
             if_match=if_match,
@@ -108,11 +109,18 @@ class LabelSets:
         self._on_write(label_set)
         return label_set, created
 
-    async def add_classes(self, name: str, classes: Sequence[ClassEntry], *, if_match: IfMatch = None) -> LabelSet:
+    async def add_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassEntry],
+        *,
+        priors: Mapping[str, float] | None = None,
+        if_match: IfMatch = None,
+    ) -> LabelSet:
         """Check and append classes, as a new version; raises as ``put``, and ``ConflictError`` for a known class."""
         label_set = await self._repository.add_classes(
             name,
-            await asyncio.to_thread(self.clean_classes, classes),
+            await asyncio.to_thread(self._with_priors, classes, priors),
             max_classes=self._limits.max_classes,
             if_match=if_match,
         )
@@ -137,6 +145,14 @@ class LabelSets:
         )
         self._on_write(label_set)
         return label_set, accepted
+
+    def _with_priors(self, classes: Sequence[ClassEntry], priors: Mapping[str, float] | None) -> tuple[ClassEntry, ...]:
+        """Return the classes with their texts normalised and checked, and with their priors if there are any."""
+        cleaned = self.clean_classes(classes)
+        if priors is None:
+            return cleaned
+        numbers = numbers_of(priors, [entry.name for entry in cleaned], "priors")
+        return tuple(replace(entry, prior=number) for entry, number in zip(cleaned, numbers, strict=True))
 
     def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
         """Return classes with their texts normalised and checked; raises as ``names.clean_classes``."""

@@ -183,6 +183,7 @@ class LabelSetRepository:
             PreconditionFailedError: the current version is not in ``if_match``.
             ConflictError: the label set has one of the classes already, ignoring letter case.
             TooLargeError: the label set would have more than ``max_classes`` classes.
+            InvalidFieldError: some classes have a prior, and others have none.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
@@ -192,6 +193,10 @@ class LabelSetRepository:
                 problem = f"the label set '{name}' has these classes already: {listed}"
                 raise ConflictError(f"{problem}; leave them out, or replace the whole label set to change them")
             merged = (*current.classes, *classes)
+            if len({entry.prior is None for entry in merged}) > 1:
+                has = "has priors" if current.classes[0].prior is not None else "has no priors"
+                problem = f"the label set '{own_name(name)}' {has}, and either all classes have one or none"
+                raise InvalidFieldError.of("priors", f"{problem}; write the whole label set to change that")
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")

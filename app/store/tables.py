@@ -89,13 +89,14 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "synonyms": list(entry.synonyms),
         "features": list(entry.features),
         "prompt": entry.prompt,
+        "prior": entry.prior,
     }
     return {"name": entry.name} | {key: value for key, value in others.items() if value}
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"))
+    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("prior"))
 
 
 class Base(DeclarativeBase):

@@ -50,7 +50,7 @@ def test_what_is_put_is_what_is_got(client):
     reply = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
     assert reply.json() == client.get(at("cats")).json()
     body = reply.json()
-    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "created_at"}
+    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "priors", "created_at"}
     assert body["classes"] == [
         LYNX,
         {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None},

@@ -10,6 +10,7 @@ const FIELDS = {
   descriptions: { label: "Descriptions", hint: "One sentence per line about the appearance of the class." },
   features: { label: "Features", hint: "One short phrase per line that completes “NAME, which has …”, for example: whiskers." },
   prompt: { label: "Class prompt", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
+  prior: { label: "Prior", hint: "How often images show this class, as a count or a share; for every class, or for none." },
 };
 
 // With more rows than this, rows outside the viewport are not laid out.

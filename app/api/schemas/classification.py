@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +13,7 @@ from typing_extensions import TypedDict
 from app.api.schemas._base import ModelName, Request, Response, split_text
 from app.api.schemas.images import ClassifyImageBody
 from app.api.schemas.problems import Problem, ProblemOf
+from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import Namespace, own_name
@@ -39,6 +41,27 @@ def _json_object(value: object) -> object:
         raise PydanticCustomError(
             "too_many_fields", f"has {len(value):,} entries; at most {_MAX_OPTIONS} options are accepted"
         )
+    return value
+
+
+def _priors(value: object) -> object:
+    """Check what a field of priors may hold, with one error; a form or a query carries an object as text."""
+    if value is None or value in PRIOR_NAMES:
+        return value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError(
+            "priors", "must be an object such as {{\"cat\": 120, \"dog\": 40}}, or 'estimate' or 'uniform'"
+        )
+    if len(value) > MAX_ITEMS:
+        raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
+    for name, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise PydanticCustomError(
+                "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
+            )
     return value
 
 
@@ -117,6 +140,14 @@ class ClassifyFields(Request):
         default=False,
         description="Keep the features of the images in memory for an hour and return an `image_id` for each, so that a"
         " later JSON request can classify them with other labels without sending them again.",
+    )
+
+    priors: Annotated[dict[str, float] | Literal["estimate", "uniform"] | None, BeforeValidator(_priors)] = Field(
+        None,
+        description="How often the images show each label, as shares or counts above 0: rare labels need more evidence."
+        " `estimate` counts the labelled example images of the label set; `uniform` switches the priors of the label"
+        " set off. By default those of the label set. In a form or a query string: a JSON object.",
+        examples=[{"cat": 120, "dog": 40, "coffee cup": 5}],
     )
 
     _split_labels = field_validator("labels", mode="before")(split_text)
@@ -343,6 +374,9 @@ class ClassifyResponse(Response):
     reason: str | None = Field(None, description="Why this method was selected; null if the request named a method.")
     examples: ExamplesUsedBody | None = Field(None, description="Null for a method that uses no example images.")
     calibration: CalibrationBody | None = Field(None, description="Null if the scores use the scale of the model.")
+    priors: dict[str, float] | None = Field(
+        None, description="The priors that the scores use, divided by their sum; null without priors."
+    )
     transductive: bool = Field(
         default=False, description="True if the images of this request influenced each other's results."
     )
@@ -372,6 +406,7 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         reason=task.reason,
         examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
         calibration=_calibration(task.scoring),
+        priors=_frequencies(classification),
         transductive=classification.transductive,
         results=[],
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
@@ -382,6 +417,13 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         for result in classification.results
     )
     return fields[:-1] + b',"results":[' + results + b"]}"
+
+
+def _frequencies(classification: Classification) -> dict[str, float] | None:
+    priors = classification.priors
+    if priors is None or priors.frequencies is None:
+        return None
+    return dict(zip(classification.task.classnames, priors.frequencies, strict=True))
 
 
 def _calibration(scoring: Scoring) -> CalibrationBody | None:

@@ -82,6 +82,14 @@ class ClassesBody(Request):
         min_length=1, max_length=MAX_ITEMS, fail_fast=True, examples=[["lynx", {"name": "puma"}]]
     )
 
+    priors: dict[str, float] | None = Field(
+        None,
+        max_length=MAX_ITEMS,
+        description="How often images show each class, as shares or counts above 0: for every class, or null."
+        " Classification uses them unless a request says otherwise.",
+        examples=[{"lynx": 12, "puma": 3}],
+    )
+
     def entries(self) -> list[ClassEntry]:
         """Return the classes with their texts as given, not cleaned."""
         return [body.entry() for body in self.classes]
@@ -105,6 +113,7 @@ class LabelSetResponse(Response):
     classes: list[ClassBody]
     templates: str
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    priors: dict[str, float] | None = Field(None, description="As they were given; null without priors.")
     created_at: datetime
 
     @classmethod
@@ -116,6 +125,7 @@ class LabelSetResponse(Response):
             classes=[ClassBody.of(entry) for entry in label_set.classes],
             templates=label_set.templates,
             merge_synonyms=label_set.merge_synonyms,
+            priors=label_set.priors,
             created_at=label_set.created_at,
         )
 

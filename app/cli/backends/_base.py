@@ -50,6 +50,7 @@ class LabelSetInput:
     classes: Sequence[ClassEntry]
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    priors: Mapping[str, float] | None = None
 
 
 def read_image(file: Path, max_bytes: int) -> "bytes | answers.ImageResult":

@@ -84,6 +84,7 @@ def label_set(found: types.LabelSet) -> answers.LabelSet:
         classes=found.classes,
         templates=found.templates,
         merge_synonyms=found.merge_synonyms.value,
+        priors=found.priors,
         created_at=found.created_at,
     )
 

@@ -219,7 +219,11 @@ class InProcessBackend:
     async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
         """Write to the store."""
         label_set, _ = await self._service.label_sets.put(
-            OPEN_NAMESPACE.label_set(name), content.classes, content.templates, merge_synonyms=content.merge_synonyms
+            OPEN_NAMESPACE.label_set(name),
+            content.classes,
+            content.templates,
+            merge_synonyms=content.merge_synonyms,
+            priors=content.priors,
         )
         return conversion.label_set(label_set)
 
