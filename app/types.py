@@ -49,7 +49,7 @@ class ClassEntry:
     ``descriptions`` are sentences about how the class looks; ``features`` are short phrases, read as "NAME, which has
     ..."; ``synonyms`` are other names; ``prompt``, if given, replaces the templates, with ``{}`` for the name.
     ``prior`` is how often images show the class, as a count or a share; either all classes of a label set have one, or
-    none.
+    none. ``parent`` is the label above it (app/names/hierarchy.py).
     """
 
     name: str
@@ -58,6 +58,7 @@ class ClassEntry:
     features: tuple[str, ...] = ()
     prompt: str | None = None
     prior: float | None = None
+    parent: str | None = None
 
 
 class MergeSynonyms(StrEnum):
@@ -153,7 +154,8 @@ class Task:
     classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
     ``auto`` chose the method; None if the caller named it. Without ``classes``, labels are discovered in the caption
     database ``database``, for each image separately or, if ``together``, for all images of the request. With
-    ``keep_features``, later requests can name the images by id. Without ``priors``, scores are used as they are.
+    ``keep_features``, later requests can name the images by id. Without ``priors``, scores are used as they are. With
+    parents of classes, paths stop before labels with a lower score than ``min_score``.
     """
 
     model: str
@@ -170,6 +172,7 @@ class Task:
     together: bool = False
     keep_features: bool = False
     priors: Priors | None = None
+    min_score: float | None = None
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -199,6 +202,14 @@ class Prediction:
     label: str
     score: float
     similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class PathStep:
+    """A label of a hierarchy, and the score of all classes at or below it."""
+
+    label: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +271,8 @@ class ImageResult:
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
     ``weak_match`` means that no label is more similar to the image than unrelated labels are; None if this is unknown.
-    ``warnings`` concern this image alone.
+    ``warnings`` concern this image alone. ``path`` are the labels from a root to where the answer stops; None without
+    parents of classes.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -274,6 +286,7 @@ class ImageResult:
     image_id: str | None = None
     weak_match: bool | None = None
     warnings: tuple[str, ...] = ()
+    path: tuple[PathStep, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

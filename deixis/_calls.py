@@ -47,6 +47,7 @@ class ClassifyOptions(TypedDict, total=False):
     coverage: float
     keep_features: bool
     priors: Mapping[str, float] | Literal["estimate", "uniform"]
+    min_score: float
 
 
 class DescribeOptions(TypedDict, total=False):

@@ -53,6 +53,13 @@ class Prediction(Answer):
     __str__ = __repr__
 
 
+class PathStep(Answer):
+    """A label of a hierarchy, with the score of all classes at or below it."""
+
+    label: str
+    score: float
+
+
 class PromptContribution(Answer):
     """The contribution of one prompt to the similarity of a label."""
 
@@ -125,6 +132,7 @@ class ImageResult(Answer):
     image_id: str | None = Field(None, description="With `keep_features`: names the image in later requests.")
     weak_match: bool | None = Field(None, description="Whether probably none of the labels fits.")
     warnings: list[str] = []
+    path: list[PathStep] | None = Field(None, description="From a root of the hierarchy to where the answer stops.")
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)
 
@@ -235,6 +243,7 @@ class LabelClass(Answer):
     synonyms: list[str] = []
     features: list[str] = []
     prompt: str | None = None
+    parent: str | None = None
 
 
 class LabelSet(Answer):

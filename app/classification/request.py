@@ -12,7 +12,8 @@ class ClassifyRequest:
 
     Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
     for all images together. With ``keep_features``, later requests can name the images by id. ``priors`` are a number
-    for each class, ``estimate`` or ``uniform``. Names are looked up in ``namespace``.
+    for each class, ``estimate`` or ``uniform``. With parents of classes, paths stop before labels with a lower score
+    than ``min_score``. Names are looked up in ``namespace``.
     """
 
     labels: Sequence[str] | None = None
@@ -30,4 +31,5 @@ class ClassifyRequest:
     group: bool = False
     keep_features: bool = False
     priors: Mapping[str, float] | str | None = None
+    min_score: float | None = None
     namespace: Namespace = OPEN_NAMESPACE

@@ -161,6 +161,9 @@ class Resolver:
         _check_has_examples(METHODS[method], label_set)
         names = tuple(entry.name for entry in classes)
         priors = read_priors(request.priors, names, label_set)
+        if request.min_score is not None and all(entry.parent is None for entry in classes):
+            problem = "stops at a level of a hierarchy, and no class has a parent"
+            raise InvalidFieldError.of("min_score", f"{problem}; leave it out, or give the classes parents")
         if priors is not None:
             _refuse_guarantees(request)
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
@@ -177,12 +180,15 @@ class Resolver:
             scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
             keep_features=request.keep_features,
             priors=priors,
+            min_score=request.min_score,
         )
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
         for field_name in ("false_rejection_rate", "coverage"):
             if getattr(request, field_name) is not None:
                 raise InvalidFieldError.of(field_name, "needs labelled example images, which only a label set has")
+        if request.min_score is not None:
+            raise InvalidFieldError.of("min_score", "needs a label set with parents of classes")
         if request.priors is not None:
             raise InvalidFieldError.of("priors", "belong to labels; give labels or label_set, or leave priors out")
         return Task(

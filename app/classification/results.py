@@ -10,7 +10,9 @@ from app.adapters._base import merge_rows, probabilities
 from app.classification.classifiers import Classifier
 from app.encoders._base import ModelInfo
 from app.errors import ClientError
+from app.names.hierarchy import Forest
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
+from app.scoring.hierarchy import descend, rolled_up
 from app.scoring.numerics import tempered_softmax
 from app.scoring.unrelated import UnrelatedSimilarity
 from app.types import (
@@ -20,6 +22,7 @@ from app.types import (
     Logits,
     MergeSynonyms,
     OutOfVocabulary,
+    PathStep,
     Prediction,
     Probabilities,
     RejectBy,
@@ -35,6 +38,8 @@ class ClassScores:
     """Scores of n images over c classes; ``ranked`` (n, c) holds class indices, best first.
 
     ``nearest_mean`` (n,) is the largest cosine with a class mean; None unless images are rejected by it.
+    ``independent`` means that an image may belong to several classes. ``forest`` is the hierarchy of the classes; None
+    without parents.
     """
 
     ranked: np.ndarray
@@ -44,6 +49,8 @@ class ClassScores:
     prompt_weights: np.ndarray | None
     warnings: tuple[str, ...]
     nearest_mean: np.ndarray | None = None
+    independent: bool = False
+    forest: Forest | None = None
 
 
 @final
@@ -116,6 +123,8 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
         rows.prompt_weights,
         rows.warnings + (_ONE_LABEL if len(task.classes) == 1 and not sigmoid else ()),
         None if classifier.class_means is None else classifier.class_means(image_features).logits.max(axis=1),
+        sigmoid,
+        classifier.forest,
     )
 
 
@@ -140,6 +149,7 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
     weak_below = None if unrelated is None else unrelated.typical_best(len(task.classes))
     is_weak = [] if weak_below is None else (classes.similarities.max(axis=1) < weak_below).tolist()
+    paths = _paths(task, classes)
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -154,9 +164,23 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
                 prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
                 weak_match=None if weak_below is None else is_weak[number],
                 warnings=(_weak_match(weak_below),) if weak_below is not None and is_weak[number] else (),
+                path=None if paths is None else paths[number],
             )
         )
     return results
+
+
+def _paths(task: Task, classes: ClassScores) -> list[tuple[PathStep, ...]] | None:
+    """Return each image's labels from a root of the hierarchy to where the answer stops; None without a hierarchy."""
+    forest = classes.forest
+    if forest is None:
+        return None
+    labels = rolled_up(classes.scores, forest.order, forest.starts, forest.ends, independent=classes.independent)
+    paths = []
+    for row, own in zip(labels.tolist(), classes.scores.tolist(), strict=True):
+        path = descend(row, own, forest.children, forest.roots, task.min_score or 0.0)
+        paths.append(tuple(PathStep(forest.names[index], row[index]) for index in path))
+    return paths
 
 
 def _weak_match(usual: float) -> str:

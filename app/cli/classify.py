@@ -55,7 +55,7 @@ class Format(StrEnum):
 
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "group", "option", "priors", "reject_below"),
-    *("false_rejection_rate", "coverage", "top_k", "explain"),
+    *("false_rejection_rate", "coverage", "min_score", "top_k", "explain"),
 )
 def classify_command(
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],

@@ -11,9 +11,11 @@ from rich.markup import escape
 
 from app.cli.backends import LabelSetInput
 from app.cli.common import make_table, out, read_lines, report_errors, with_backend, write_file, write_json
+from app.cli.label_set_files import classes_of_csv, classes_of_text, csv_of, indented_text_of
 from app.cli.options import ServerOption, read_priors_file
 from app.errors import InvalidFieldError
 from app.label_sets.shipped import shipped_file, shipped_files
+from app.runtime.atomic_files import replace_content
 from app.types import ClassEntry, MergeSynonyms
 
 label_sets_cli = typer.Typer(no_args_is_help=True)
@@ -41,6 +43,7 @@ def show_label_set(
         f"   created {label_set.created_at:%Y-%m-%d %H:%M:%S} UTC",
         highlight=False,
     )
+    has_parents = any(entry.parent is not None for entry in label_set.classes)
     rows = [
         (
             entry.name,
@@ -48,11 +51,20 @@ def show_label_set(
             str(len(entry.features) or ""),
             ", ".join(entry.synonyms),
             entry.prompt or "",
+            *([entry.parent or ""] if has_parents else []),
             *([f"{label_set.priors[entry.name]:g}"] if label_set.priors else []),
         )
         for entry in label_set.classes
     ]
-    columns = ("class", "descriptions", "features", "synonyms", "prompt", *(["prior"] if label_set.priors else []))
+    columns = (
+        "class",
+        "descriptions",
+        "features",
+        "synonyms",
+        "prompt",
+        *(["parent"] if has_parents else []),
+        *(["prior"] if label_set.priors else []),
+    )
     out.print(make_table(columns, rows, right=("descriptions", "features", "prior")))
 
 
@@ -62,8 +74,9 @@ def import_label_set(
     file: Annotated[
         Path | None,
         typer.Argument(
-            help="A file of `export`, a JSON array, or a text file with one class name per line; by default the label"
-            " set of this name that is shipped with Deixis (`deixis label-sets shipped` lists them).",
+            help="A file of `export`, a JSON array, a CSV file with the columns name and parent, or a text file with"
+            " one class name per line, indented below its parent. By default the label set of this name that is shipped"
+            " with Deixis (`deixis label-sets shipped` lists them).",
             show_default=False,
         ),
     ] = None,
@@ -99,11 +112,24 @@ def list_shipped_label_sets() -> None:
 @label_sets_cli.command("export")
 def export_label_set(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file; by default standard output. The suffixes .csv and .txt write the names and parents alone.",
+        ),
+    ] = None,
     server: ServerOption = None,
 ) -> None:
-    """Write a label set as JSON, which `import` and the route PUT accept."""
+    """Write a label set as JSON, which `import` and the route PUT accept, or its hierarchy as CSV or indented text."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
+    if output is not None and output.suffix.lower() in {".csv", ".txt"}:
+        entries = [ClassEntry(entry.name, parent=entry.parent) for entry in label_set.classes]
+        with report_errors():
+            text = csv_of(entries) if output.suffix.lower() == ".csv" else indented_text_of(entries)
+            replace_content(output, text)
+        return
     exported = label_set.model_dump(
         mode="json", include={"classes", "templates", "merge_synonyms", "priors"}, exclude_defaults=True
     )
@@ -134,7 +160,9 @@ def _read_label_set(file: Path) -> LabelSetInput:
     if not lines:
         raise InvalidFieldError.of(str(file), "is empty; write one class name per line, or use a file of `export`")
     if not text.startswith(("{", "[")):
-        return LabelSetInput([ClassEntry(line) for line in lines])
+        content = file.read_text("utf-8-sig")
+        is_csv = file.suffix.lower() == ".csv"
+        return LabelSetInput(classes_of_csv(content, str(file)) if is_csv else classes_of_text(content, str(file)))
     try:
         content = json.loads(text)
         parsed = _LabelSetFile.model_validate({"classes": content} if isinstance(content, list) else content)

@@ -150,6 +150,18 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "min_score": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--min-score",
+                min=0,
+                max=1,
+                help="With parents of classes: show the lowest label of the hierarchy that has this score.",
+            ),
+        ],
+        None,
+    ),
     "top_k": (
         Annotated[
             int | None,
@@ -178,7 +190,9 @@ _PANELS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "Labels": frozenset({"labels", "label_set", "database", "group"}),
         "Model and method": frozenset({"model", "method", "template", "option", "priors"}),
-        "Unknown images, and sets of labels": frozenset({"reject_below", "false_rejection_rate", "coverage"}),
+        "Unknown images, and sets of labels": frozenset(
+            {"reject_below", "false_rejection_rate", "coverage", "min_score"}
+        ),
         "Results": frozenset({"top_k", "explain"}),
     }
 )

@@ -260,6 +260,7 @@ class Watcher:
             prediction_set=result.prediction_set,
             labelled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
+            path=None if result.path is None else [step.model_dump() for step in result.path],
         )
         sidecar_path = self._sidecar_path(file)
         try:

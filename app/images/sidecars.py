@@ -32,6 +32,7 @@ class LabelRecord:
         prediction_set: the labels that contain the true one with the requested coverage; None without coverage.
         labelled_at: ISO 8601, UTC.
         version: of Deixis.
+        path: the labels from a root of the hierarchy, with scores; None without a hierarchy.
     """
 
     sha256: str
@@ -41,11 +42,15 @@ class LabelRecord:
     prediction_set: Sequence[str] | None
     labelled_at: str
     version: str
+    path: Sequence[Mapping[str, Any]] | None = None
 
     def keywords(self, min_score: float) -> list[str]:
-        """Return the labels with at least this score; none for a rejected image."""
+        """Return the labels with at least this score, or the path of them; none for a rejected image."""
         if self.rejected:
             return []
+        if self.path is not None:
+            levels = [step["label"] for step in self.path if step["score"] >= min_score]
+            return ["|".join(levels)] if levels else []
         return [prediction["label"] for prediction in self.predictions if prediction["score"] >= min_score]
 
 

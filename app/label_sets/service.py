@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, clean_classes, numbers_of
+from app.names.hierarchy import forest_of
 from app.names.namespaces import Namespace
 from app.names.references import LabelSetReference
 from app.prompting.templates import TemplateLibrary
@@ -90,7 +91,8 @@ class LabelSets:
         """Check and write a new version; also return whether the name is new.
 
         Raises:
-            InvalidFieldError: a name breaks a rule, or a class has no prior although others have one.
+            InvalidFieldError: a name breaks a rule, a class has no prior although others have one, or the parents form
+                no forest.
             UnknownNameError: no such template set.
             TooLargeError: too many classes, or too many label sets in the namespace.
             PreconditionFailedError: the latest version is not one that may be replaced.
@@ -99,7 +101,7 @@ class LabelSets:
         label_set, created = await self._repository.put(
             name,
             # In a thread, because the largest label sets take a second.
-            await asyncio.to_thread(self._with_priors, classes, priors),
+            await asyncio.to_thread(self._checked, classes, priors),
             templates,
             merge_synonyms=merge_synonyms,
             if_match=if_match,
@@ -120,7 +122,7 @@ class LabelSets:
         """Check and append classes, as a new version; raises as ``put``, and ``ConflictError`` for a known class."""
         label_set = await self._repository.add_classes(
             name,
-            await asyncio.to_thread(self._with_priors, classes, priors),
+            await asyncio.to_thread(self._checked, classes, priors),
             max_classes=self._limits.max_classes,
             if_match=if_match,
         )
@@ -146,9 +148,10 @@ class LabelSets:
         self._on_write(label_set)
         return label_set, accepted
 
-    def _with_priors(self, classes: Sequence[ClassEntry], priors: Mapping[str, float] | None) -> tuple[ClassEntry, ...]:
+    def _checked(self, classes: Sequence[ClassEntry], priors: Mapping[str, float] | None) -> tuple[ClassEntry, ...]:
         """Return the classes with their texts normalised and checked, and with their priors if there are any."""
         cleaned = self.clean_classes(classes)
+        forest_of(cleaned)
         if priors is None:
             return cleaned
         numbers = numbers_of(priors, [entry.name for entry in cleaned], "priors")

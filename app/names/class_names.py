@@ -157,9 +157,20 @@ def clean_classes(
                 ("features", entry.features),
             )
         )
+        parent = (
+            None if entry.parent is None else _clean_text(entry.parent, f"{path}.parent", max_label_chars, problems)
+        )
         prompt = None if entry.prompt is None else _clean_prompt(entry.prompt, f"{path}.prompt", problems)
         cleaned.append(
-            replace(entry, name=name, descriptions=descriptions, synonyms=synonyms, features=features, prompt=prompt)
+            replace(
+                entry,
+                name=name,
+                descriptions=descriptions,
+                synonyms=synonyms,
+                features=features,
+                prompt=prompt,
+                parent=parent,
+            )
         )
     if problems:
         raise InvalidFieldError(problems)

@@ -90,13 +90,22 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "features": list(entry.features),
         "prompt": entry.prompt,
         "prior": entry.prior,
+        "parent": entry.parent,
     }
     return {"name": entry.name} | {key: value for key, value in others.items() if value}
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("prior"))
+    return ClassEntry(
+        entry["name"],
+        descriptions,
+        synonyms,
+        features,
+        entry.get("prompt"),
+        entry.get("prior"),
+        entry.get("parent"),
+    )
 
 
 class Base(DeclarativeBase):

@@ -68,6 +68,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
         "image_id",
         "weak_match",
         "explanation",
+        "path",
         "warnings",
         "error",
     }

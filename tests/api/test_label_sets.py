@@ -17,6 +17,7 @@ LYNX = {
     "synonyms": ["bobcat"],
     "features": ["tufted ears", "a wild cat"],
     "prompt": "a photo of a {}, the wild cat.",
+    "parent": None,
 }
 
 
@@ -53,8 +54,15 @@ def test_what_is_put_is_what_is_got(client):
     assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "priors", "created_at"}
     assert body["classes"] == [
         LYNX,
-        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
-        {"name": "owl", "descriptions": ["eyes in front"], "synonyms": [], "features": [], "prompt": None},
+        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "parent": None},
+        {
+            "name": "owl",
+            "descriptions": ["eyes in front"],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "parent": None,
+        },
     ]
     assert body["merge_synonyms"] == "mean"
     assert body["templates"] == "a photo of a {}, a kind of cat."

@@ -116,9 +116,17 @@ def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets)
             "synonyms": ["kitten", "tabby"],
             "features": ["whiskers"],
             "prompt": "a photo of a {}, the pet.",
+            "parent": None,
         },
-        {"name": "hound", "descriptions": ["A dog has a long nose."], "synonyms": [], "features": [], "prompt": None},
-        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
+        {
+            "name": "hound",
+            "descriptions": ["A dog has a long nose."],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "parent": None,
+        },
+        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "parent": None},
     ]
     save(page)
     expect(page.locator("#editor-status")).to_have_text("There are no changes to save.")

@@ -423,6 +423,25 @@ def test_priors_come_from_a_file_an_object_or_the_label_set(run, where, tmp_path
     assert "labels.txt is not JSON" in bad.stderr or "is not JSON" in bad.stderr
 
 
+def test_a_hierarchy_is_imported_shown_and_exported_and_answers_end_at_a_sure_label(run, where, tmp_path):
+    (image := tmp_path / "image.png").write_bytes(picture("blue"))
+    (tree := tmp_path / "tree.txt").write_text("colour\n  warm\n    red\n    yellow\n  blue\n")
+    assert run("label-sets", "import", "tree", tree, *where).exit_code == 0
+    assert "colour|warm" in run("label-sets", "show", "tree", *where).stdout
+    for suffix in (".txt", ".csv", ".json"):
+        file = tmp_path / f"again{suffix}"
+        assert run("label-sets", "export", "tree", "-o", file, *where).exit_code == 0
+        assert run("label-sets", "import", "again", file, *where).exit_code == 0
+        assert "colour|warm" in run("label-sets", "show", "again", *where).stdout
+
+    (result,) = json.loads(run("classify", image, "-s", "tree", "-f", "json", *where).stdout)
+    assert [step["label"] for step in result["path"]] == ["colour", "blue"]
+    table = run("classify", image, "-s", "tree", "--min-score", "1", *where).stdout
+    assert table.splitlines()[1].split()[1] == "colour"
+    rows = list(csv.DictReader(io.StringIO(run("classify", image, "-s", "tree", "-f", "csv", *where).stdout)))
+    assert rows[0]["path"] == "colour|blue"
+
+
 # --- classification with example images ----------------------------------------------------------------------
 
 

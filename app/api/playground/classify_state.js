@@ -90,8 +90,11 @@ export function verdictOf(state, picture) {
   if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
   if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}.` }; // the warning says why
   if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
-  return { kind: "match", title: label, label, note: "" };
+  return { kind: "match", title: label, label, note: pathText(result) };
 }
+
+/** Return the labels above the end of the path of a hierarchy, empty without one. */
+const pathText = ({ path }) => (path?.length > 1 ? `${path.slice(0, -1).map((step) => step.label).join(" › ")} ›` : "");
 
 /** Return whether an image shows none of the labels: by the threshold of the page, or by a calibration of the server. */
 export const isRejected = (state, result) => result.rejected === true || (state.threshold > 0 && (result.predictions[0]?.score ?? 0) < state.threshold);

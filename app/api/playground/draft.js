@@ -4,7 +4,7 @@ import { lines } from "./elements.js";
 /** The texts of a class that are typed one per line. */
 export const LISTS = ["synonyms", "descriptions", "features"];
 
-export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", prior: "" });
+export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", parent: "", prior: "" });
 
 /** Return the draft of a new label set. */
 export function emptyDraft() {
@@ -17,7 +17,7 @@ export function draftOf(labelSet, newest, etag) {
   const stored = new Set(newest.classes.map((entry) => entry.name)); // example images can be added only to these
   const classes = labelSet.classes.map((entry) => ({
     stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "",
-    prior: labelSet.priors ? String(labelSet.priors[entry.name]) : "",
+    parent: entry.parent || "", prior: labelSet.priors ? String(labelSet.priors[entry.name]) : "",
     ...Object.fromEntries(LISTS.map((list) => [list, entry[list].join("\n")])),
   }));
   const draft = {
@@ -32,7 +32,7 @@ export function bodyOf(draft) {
   const priors = draft.classes.filter((entry) => entry.prior.trim()).map((entry) => [entry.name.trim(), Number(entry.prior.replace(",", "."))]);
   return {
     classes: draft.classes.map((entry) => ({
-      name: entry.name.trim(), prompt: entry.prompt.trim() || null,
+      name: entry.name.trim(), prompt: entry.prompt.trim() || null, parent: entry.parent.trim() || null,
       ...Object.fromEntries(LISTS.map((list) => [list, lines(entry[list])])),
     })),
     templates: draft.templates.trim(),

@@ -150,6 +150,13 @@ class ClassifyFields(Request):
         examples=[{"cat": 120, "dog": 40, "coffee cup": 5}],
     )
 
+    min_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="With parents of classes: the `path` stops before the first label with a lower score.",
+    )
+
     _split_labels = field_validator("labels", mode="before")(split_text)
 
     def request(self, namespace: Namespace) -> ClassifyRequest:
@@ -179,6 +186,15 @@ class PredictionBody(TypedDict):
         ),
     ]
     similarity: Annotated[float, Field(description="Cosine similarity of the image and the label, in [-1, 1].")]
+
+
+class PathStepBody(Response):
+    """A label of a hierarchy."""
+
+    label: str
+    score: float = Field(
+        description="Of all classes at or below the label: the sum of their scores, or the largest of independent ones."
+    )
 
 
 class PromptContributionBody(Response):
@@ -284,6 +300,11 @@ class ResultBody(Response):
         " is: probably none of the labels fits. Null where this is not known: without labels, with methods that learn"
         " from images, and in the first seconds of the service.",
     )
+    path: list[PathStepBody] | None = Field(
+        None,
+        description="With parents of classes: the labels from a root to where the answer stops: the best class below"
+        " the best labels, or with `min_score` the last label whose score reaches it. Null without parents.",
+    )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
 
@@ -304,6 +325,9 @@ class ResultBody(Response):
             explanation=_explanation(result),
             image_id=result.image_id,
             weak_match=result.weak_match,
+            path=None
+            if result.path is None
+            else [PathStepBody(label=step.label, score=step.score) for step in result.path],
             warnings=[*warnings, *result.warnings],
             error=None if result.error is None else Problem(**problem(result.error)),
         )

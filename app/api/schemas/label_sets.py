@@ -46,6 +46,12 @@ class ClassBody(Request):
         description="A template for this class alone, used instead of the templates; `{}` stands for the name.",
         examples=["a photo of a crane, the bird."],
     )
+    parent: str | None = Field(
+        None,
+        description="The label above this one: another class, a label without prompts of its own, or a path of labels"
+        " such as `animal|dog`.",
+        examples=["dog"],
+    )
 
     @classmethod
     def of(cls, entry: ClassEntry) -> "ClassBody":
@@ -56,11 +62,13 @@ class ClassBody(Request):
             synonyms=list(entry.synonyms),
             features=list(entry.features),
             prompt=entry.prompt,
+            parent=entry.parent,
         )
 
     def entry(self) -> ClassEntry:
         """Return the class with its texts as given, not cleaned."""
-        return ClassEntry(self.name, tuple(self.descriptions), tuple(self.synonyms), tuple(self.features), self.prompt)
+        texts = tuple(self.descriptions), tuple(self.synonyms), tuple(self.features)
+        return ClassEntry(self.name, *texts, self.prompt, parent=self.parent)
 
 
 def _class_from_name(value: object) -> object:

@@ -42,6 +42,7 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         rejected=result.rejected,
         rejection_score=result.rejection_score,
         weak_match=result.weak_match,
+        path=result.path,
         warnings=[*warnings, *result.warnings],
     )
 
