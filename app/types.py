@@ -49,6 +49,8 @@ class ClassEntry:
     ``descriptions`` are sentences about how the class looks; ``features`` are short phrases, read as "NAME, which has
     ..."; ``synonyms`` are other names; ``prompt``, if given, replaces the templates, with ``{}`` for the name.
     ``threshold`` is the score from which an image has the label, where images have several labels.
+    ``prior`` is how often images show the class, as a count or a share; either all classes of a label set have one, or
+    none. ``parent`` is the label above it (app/names/hierarchy.py).
     """
 
     name: str
@@ -57,6 +59,8 @@ class ClassEntry:
     features: tuple[str, ...] = ()
     prompt: str | None = None
     threshold: float | None = None
+    prior: float | None = None
+    parent: str | None = None
 
 
 class MergeSynonyms(StrEnum):
@@ -90,6 +94,12 @@ class LabelSet:
     def classnames(self) -> tuple[str, ...]:
         """The class names in order."""
         return tuple(entry.name for entry in self.classes)
+
+    @property
+    def priors(self) -> dict[str, float] | None:
+        """How often images show each class, as it was given; None if that is not stored."""
+        priors = {entry.name: entry.prior for entry in self.classes if entry.prior is not None}
+        return priors or None
 
     @property
     def reference(self) -> str:
@@ -145,6 +155,18 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Priors:
+    """How frequent the classes of a task are.
+
+    ``frequencies`` (c,) sum to 1; None if they are to be estimated from the example images. ``weights`` (c,) are added
+    to the calibrated logits of every image; None until they are computed (app/classification/priors.py).
+    """
+
+    frequencies: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A resolved request: every name in it has been looked up.
 
@@ -152,7 +174,8 @@ class Task:
     classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
     ``auto`` chose the method; None if the caller named it. Without ``classes``, labels are discovered in the caption
     database ``database``, for each image separately or, if ``together``, for all images of the request. With
-    ``keep_features``, later requests can name the images by id.
+    ``keep_features``, later requests can name the images by id. Without ``priors``, scores are used as they are. With
+    parents of classes, paths stop before labels with a lower score than ``min_score``.
     """
 
     model: str
@@ -168,6 +191,8 @@ class Task:
     database: str | None = None
     together: bool = False
     keep_features: bool = False
+    priors: Priors | None = None
+    min_score: float | None = None
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -203,6 +228,14 @@ class Prediction:
     similarity: float
     threshold: float | None = None
     above: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PathStep:
+    """A label of a hierarchy, and the score of all classes at or below it."""
+
+    label: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +311,8 @@ class ImageResult:
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
     ``weak_match`` means that the score of ``out_of_vocabulary`` is above 0.5; None if this is unknown.
     ``warnings`` concern this image alone. ``labels`` are those that the image has, best first, where it may have
-    several; None elsewhere.
+    several; None elsewhere. ``path`` are the labels from a root to where the answer stops; None without parents of
+    classes.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -293,6 +327,7 @@ class ImageResult:
     weak_match: bool | None = None
     warnings: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    path: tuple[PathStep, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +354,7 @@ class Classification:
     ``warnings`` are sentences about the task, for example that a method lacks the examples it needs. ``transductive``
     means that the images of the request influenced each other. ``database`` is the caption database that the labels
     come from, as ``name@generation``; ``vocabulary`` are the labels in use, if they were discovered for all images
-    together.
+    together. ``priors`` are the frequencies of the classes that the scores use.
     """
 
     task: Task
@@ -330,6 +365,7 @@ class Classification:
     transductive: bool = False
     database: str | None = None
     vocabulary: tuple[SharedName, ...] | None = None
+    priors: Priors | None = None
 
 
 class DraftStatus(StrEnum):

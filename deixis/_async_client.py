@@ -329,6 +329,7 @@ class AsyncLabelSets(_AsyncResource):
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
         multi_label: bool | None = None,
+        priors: Mapping[str, float] | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
@@ -336,14 +337,20 @@ class AsyncLabelSets(_AsyncResource):
             "templates": templates,
             "merge_synonyms": merge_synonyms,
             "multi_label": multi_label,
+            "priors": None if priors is None else dict(priors),
         }
         return await self._send(_calls.put_label_set(name, classes, settings, version))
 
     async def add_classes(
-        self, name: str, classes: Sequence[ClassLike], *, version: int | None = None
+        self,
+        name: str,
+        classes: Sequence[ClassLike],
+        *,
+        priors: Mapping[str, float] | None = None,
+        version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version with additional classes."""
-        return await self._send(_calls.add_classes(name, classes, version))
+        return await self._send(_calls.add_classes(name, classes, priors, version))
 
     async def remove_class(self, name: str, label: str, *, version: int | None = None) -> answers.LabelSet:
         """Write a version without the class ``label``."""

@@ -48,6 +48,8 @@ class ClassifyOptions(TypedDict, total=False):
     coverage: float
     keep_features: bool
     multi_label: bool
+    priors: Mapping[str, float] | Literal["estimate", "uniform"]
+    min_score: float
 
 
 class LabelSetSettings(TypedDict):
@@ -56,6 +58,7 @@ class LabelSetSettings(TypedDict):
     templates: str | None
     merge_synonyms: Literal["max", "mean"] | None
     multi_label: bool | None
+    priors: dict[str, float] | None
 
 
 class DescribeOptions(TypedDict, total=False):
@@ -347,6 +350,7 @@ def settings_of(content: answers.ShippedLabelSet) -> LabelSetSettings:
         "templates": content.templates,
         "merge_synonyms": content.merge_synonyms,
         "multi_label": content.multi_label or None,  # an older service does not know it
+        "priors": None,
     }
 
 
@@ -354,9 +358,13 @@ def _json_class(entry: ClassLike) -> Any:
     return entry.model_dump() if isinstance(entry, Answer) else _json_value(entry)
 
 
-def add_classes(name: str, classes: Sequence[ClassLike], version: int | None) -> Call[answers.LabelSet]:
+def add_classes(
+    name: str, classes: Sequence[ClassLike], priors: Mapping[str, float] | None, version: int | None
+) -> Call[answers.LabelSet]:
     """Write a version with additional classes."""
-    body = {"classes": [_json_class(entry) for entry in classes]}
+    body: dict[str, Any] = {"classes": [_json_class(entry) for entry in classes]}
+    if priors is not None:
+        body["priors"] = dict(priors)
     path = _label_set(name, "classes")
     return Call("POST", path, _model(answers.LabelSet), json=body, headers=_if_match(version))
 

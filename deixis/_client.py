@@ -347,6 +347,7 @@ class LabelSets(_Resource):
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
         multi_label: bool | None = None,
+        priors: Mapping[str, float] | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
@@ -354,12 +355,20 @@ class LabelSets(_Resource):
             "templates": templates,
             "merge_synonyms": merge_synonyms,
             "multi_label": multi_label,
+            "priors": None if priors is None else dict(priors),
         }
         return self._send(_calls.put_label_set(name, classes, settings, version))
 
-    def add_classes(self, name: str, classes: Sequence[ClassLike], *, version: int | None = None) -> answers.LabelSet:
+    def add_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassLike],
+        *,
+        priors: Mapping[str, float] | None = None,
+        version: int | None = None,
+    ) -> answers.LabelSet:
         """Write a version with additional classes."""
-        return self._send(_calls.add_classes(name, classes, version))
+        return self._send(_calls.add_classes(name, classes, priors, version))
 
     def remove_class(self, name: str, label: str, *, version: int | None = None) -> answers.LabelSet:
         """Write a version without the class ``label``."""

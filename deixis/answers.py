@@ -55,6 +55,13 @@ class Prediction(Answer):
     __str__ = __repr__
 
 
+class PathStep(Answer):
+    """A label of a hierarchy, with the score of all classes at or below it."""
+
+    label: str
+    score: float
+
+
 class PromptContribution(Answer):
     """The contribution of one prompt to the similarity of a label."""
 
@@ -142,6 +149,7 @@ class ImageResult(Answer):
         None, description="With `multi_label`: the labels that reach their threshold, best first; empty if none does."
     )
     warnings: list[str] = []
+    path: list[PathStep] | None = Field(None, description="From a root of the hierarchy to where the answer stops.")
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)
 
@@ -208,6 +216,7 @@ class Classification(Answer):
     database: str | None = None
     vocabulary: list[SharedName] | None = None
     multi_label: bool = False
+    priors: dict[str, float] | None = Field(None, description="Those that the scores use; their sum is 1.")
 
     def of(self, images: "Sequence[ImageLike]") -> Self:
         """Remember the images of the results, which displays show, and return itself."""
@@ -263,6 +272,7 @@ class LabelClass(Answer):
     features: list[str] = []
     prompt: str | None = None
     threshold: float | None = None
+    parent: str | None = None
 
 
 class LabelSet(Answer):
@@ -274,6 +284,7 @@ class LabelSet(Answer):
     templates: str
     merge_synonyms: Literal["max", "mean"] = "mean"
     multi_label: bool = False
+    priors: dict[str, float] | None = Field(None, description="How often images show each class, as it was given.")
     created_at: datetime
 
     def __repr__(self) -> str:

@@ -78,7 +78,11 @@ def fields_table(body: type[BaseModel]) -> str:
 
 def _type_of(schema: Mapping[str, Any]) -> str:
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    if len(kinds) > 1:
+        return " or ".join(_type_of(kind) for kind in kinds)
     (kind,) = kinds
+    if "enum" in kind:
+        return " or ".join(f"`{json.dumps(value)}`" for value in kind["enum"])
     if kind["type"] == "array":
         return "array of strings"
     if "const" in kind:

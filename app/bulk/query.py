@@ -55,13 +55,15 @@ async def resolve_task(service: Service, request: ClassifyRequest) -> Task:
             "method",
             f"'{task.method}' adapts to earlier images, so its results depend on their order; name another method",
         )
-    if (await service.classifiers.get(task)).transductive:
+    classifier = await service.classifiers.get(task)
+    if classifier.transductive:
         raise InvalidFieldError.of(
             "method",
             f"'{task.method}' classifies the images of a request jointly, and a bulk run forms batches arbitrarily; add"
             " example images that it can learn from to the label set, or name another method",
         )
-    return task
+    # With the weights of now, which do not change with the example images.
+    return replace(task, priors=classifier.priors)
 
 
 async def query_of(service: Service, task: Task) -> dict[str, Any]:

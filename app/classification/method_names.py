@@ -1,4 +1,4 @@
-"""The names of methods that have a meaning of their own; ``methods.py`` has all methods."""
+"""The names of methods and priors that have a meaning of their own; ``methods.py`` has all methods."""
 
 DEFAULT_METHOD = "zero-shot"
 
@@ -7,3 +7,7 @@ AUTO = "auto"
 
 DISCOVERY_METHOD = "cased"
 """The method without classes."""
+
+ESTIMATE, UNIFORM = "estimate", "uniform"
+PRIOR_NAMES = (ESTIMATE, UNIFORM)
+"""What a request can name as priors: the frequencies of the labelled images, or none."""

@@ -130,6 +130,7 @@ class Pipeline:
             warnings,
             classifier.examples,
             classifier.transductive,
+            priors=classifier.priors,
         )
 
     async def _named(

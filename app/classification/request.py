@@ -12,8 +12,10 @@ class ClassifyRequest:
     """What a caller wants to know about some images, in the caller's words; None stands for the default.
 
     Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
-    for all images together. With ``keep_features``, later requests can name the images by id. Names are looked
-    up in ``namespace``. If ``multi_label`` is None, the label set says whether an image may have several labels.
+    for all images together. With ``keep_features``, later requests can name the images by id. If ``multi_label`` is
+    None, the label set says whether an image may have several labels. ``priors`` are a number for each class,
+    ``estimate`` or ``uniform``. With parents of classes, paths stop before labels with a lower score than
+    ``min_score``. Names are looked up in ``namespace``.
     """
 
     labels: Sequence[str] | None = None
@@ -31,5 +33,7 @@ class ClassifyRequest:
     group: bool = False
     keep_features: bool = False
     multi_label: bool | None = None
+    priors: Mapping[str, float] | str | None = None
+    min_score: float | None = None
     namespace: Namespace = OPEN_NAMESPACE
     reject: Reject | None = None

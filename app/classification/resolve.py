@@ -10,8 +10,9 @@ from typing import Protocol
 
 from app.adapters._examples import Need
 from app.captions.search import CaptionSearch
-from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.method_names import AUTO, DEFAULT_METHOD, UNIFORM
 from app.classification.methods import CASED, METHODS, Method
+from app.classification.priors import read_priors
 from app.classification.request import ClassifyRequest
 from app.errors import (
     InvalidFieldError,
@@ -165,8 +166,8 @@ class Resolver:
         template: str | None = None,
         multi_label: bool | None = None,
     ) -> Task:
-        """Return the task of classifying with one version of a label set; raises as ``resolve``."""
-        request = ClassifyRequest(method=method, template=template, multi_label=multi_label)
+        """Return the task of classifying with one version of a label set, without its priors; raises as ``resolve``."""
+        request = ClassifyRequest(method=method, template=template, priors=UNIFORM, multi_label=multi_label)
         return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
 
     async def validate(self, request: ClassifyRequest) -> None:
@@ -190,11 +191,27 @@ class Resolver:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
+        names = tuple(entry.name for entry in classes)
+        # The frequencies of a label set are those of images with one label.
+        asked = request.priors if request.priors is not None or not multi_label else UNIFORM
+        priors = read_priors(asked, names, label_set)
+        if request.min_score is not None and all(entry.parent is None for entry in classes):
+            problem = "stops at a level of a hierarchy, and no class has a parent"
+            raise InvalidFieldError.of("min_score", f"{problem}; leave it out, or give the classes parents")
+        if priors is not None:
+            _refuse_guarantees(request)
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
         if multi_label:
             scoring = _scoring_of_several(request, method, classes, label_set, selected)
         else:
-            scoring = _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current)
+            scoring = _scoring(
+                request,
+                method,
+                label_set,
+                selected,
+                waits=self._selections.is_kept_current,
+                has_priors=priors is not None,
+            )
         if scoring.reject_by is RejectBy.IN_VOCABULARY:
             await self._prepare_negative_words(model)
         return Task(
@@ -209,6 +226,8 @@ class Resolver:
             reason=reason,
             scoring=scoring,
             keep_features=request.keep_features,
+            priors=priors,
+            min_score=request.min_score,
         )
 
     async def _prepare_negative_words(self, model: str) -> None:
@@ -227,6 +246,10 @@ class Resolver:
             raise InvalidFieldError.of("multi_label", f"{problem}; leave it out, or give labels")
         if request.reject is not None:
             raise InvalidFieldError.of("reject", "needs labels; give labels or label_set, or use reject_below")
+        if request.min_score is not None:
+            raise InvalidFieldError.of("min_score", "needs a label set with parents of classes")
+        if request.priors is not None:
+            raise InvalidFieldError.of("priors", "belong to labels; give labels or label_set, or leave priors out")
         return Task(
             model=model,
             method=CASED.name,
@@ -243,10 +266,23 @@ class Resolver:
 
 
 def with_method(task: Task, method: str, options: Mapping[str, float] | None = None) -> Task:
-    """Return the task with another method, its default options and uncalibrated scores."""
+    """Return the task with another method, its default options and uncalibrated scores, and without priors."""
     return replace(
-        task, method=method, options=METHODS[method].read_options(options or {}), reason=None, scoring=Scoring()
+        task,
+        method=method,
+        options=METHODS[method].read_options(options or {}),
+        reason=None,
+        scoring=Scoring(),
+        priors=None,
     )
+
+
+def _refuse_guarantees(request: ClassifyRequest) -> None:
+    """Raise ``InvalidFieldError`` for a field whose guarantee is computed from scores without priors."""
+    for field_name in ("false_rejection_rate", "coverage"):
+        if getattr(request, field_name) is not None:
+            problem = f"is calibrated on scores without priors; leave it out, or give priors '{UNIFORM}'"
+            raise InvalidFieldError.of(field_name, problem)
 
 
 def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
@@ -361,8 +397,9 @@ def _scoring_of_several(
     if METHODS[method].learner is not None:
         problem = f"method '{method}' assumes that each image has one label, and multi_label allows several"
         raise InvalidFieldError.of("method", f"{problem}; name 'zero-shot', or set multi_label to false")
-    for field_name in ("false_rejection_rate", "reject", "coverage"):
-        if getattr(request, field_name) is not None:
+    for field_name in ("false_rejection_rate", "reject", "coverage", "priors"):
+        value = getattr(request, field_name)
+        if value is not None and value != UNIFORM:
             problem = "assumes that each image has one label, and multi_label allows several"
             raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
     # Both are fitted to scores of zero-shot, and must not be those of deleted examples.
@@ -382,7 +419,13 @@ def _without_examples(request: ClassifyRequest) -> Scoring:
 
 
 def _scoring(
-    request: ClassifyRequest, method: str, label_set: LabelSet | None, selected: SelectedMethod | None, *, waits: bool
+    request: ClassifyRequest,
+    method: str,
+    label_set: LabelSet | None,
+    selected: SelectedMethod | None,
+    *,
+    waits: bool,
+    has_priors: bool,
 ) -> Scoring:
     """Return how logits become scores, calibrated if the method was compared on held-out examples.
 
@@ -392,6 +435,7 @@ def _scoring(
         label_set: that is used; None for labels of the request.
         selected: for the label set.
         waits: a service compares the methods after each change.
+        has_priors: the scores are not those of the calibration, so they reject no known share of the images.
 
     Raises:
         InvalidFieldError: both a threshold and a rate, or a field that needs a calibration that is missing.
@@ -420,7 +464,7 @@ def _scoring(
     )
     if rate is None:
         threshold = request.reject_below
-    elif rejection.images >= (needed := ceil(1 / rate) - 1):
+    elif rejection.images >= (needed := ceil(1 / rate) - 1) and not has_priors:
         threshold = rejection.threshold(rate)
     elif request.reject is not None:
         return replace(scoring, reject_below=KNOWN_ABOVE, reject_by=RejectBy.IN_VOCABULARY)

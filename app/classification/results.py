@@ -10,7 +10,9 @@ from app.adapters._base import merge_rows, probabilities
 from app.classification.classifiers import Classifier
 from app.encoders._base import ModelInfo
 from app.errors import ClientError
+from app.names.hierarchy import Forest
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
+from app.scoring.hierarchy import descend, rolled_up
 from app.scoring.multi_label import independent_logits, labels_above
 from app.scoring.negative_labels import KNOWN_ABOVE, NoneOfThese
 from app.scoring.numerics import tempered_softmax
@@ -21,6 +23,7 @@ from app.types import (
     Logits,
     MergeSynonyms,
     OutOfVocabulary,
+    PathStep,
     Prediction,
     Probabilities,
     RejectBy,
@@ -38,6 +41,8 @@ class ClassScores:
     """Scores of n images over c classes; ``ranked`` (n, c) holds class indices, best first.
 
     ``nearest_mean`` (n,) is the largest cosine with a class mean; None unless images are rejected by it.
+    ``independent`` means that an image may belong to several classes. ``forest`` is the hierarchy of the classes; None
+    without parents.
     """
 
     ranked: np.ndarray
@@ -47,6 +52,8 @@ class ClassScores:
     prompt_weights: np.ndarray | None
     warnings: tuple[str, ...]
     nearest_mean: np.ndarray | None = None
+    independent: bool = False
+    forest: Forest | None = None
 
 
 @final
@@ -113,7 +120,10 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     similarities, first_rows = rows.similarities, classifier.first_rows
     if classifier.names is not None and len(classifier.names.rows) != similarities.shape[1]:
         similarities, first_rows = (image_features @ classifier.names.rows.T).clip(-1, 1), classifier.names.first_rows
-    logits = merge_rows(rows.logits, classifier.first_rows, mean=mean)
+    logits = classifier.class_logits(rows.logits, task.merge_synonyms)
+    if classifier.priors is not None:
+        # Weights belong to calibrated logits.
+        logits = logits + np.float32(task.scoring.temperature) * np.array(classifier.priors.weights, np.float32)
     shown = logits / np.float32(task.scoring.temperature)
     if classifier.word_logits is not None:
         shown = independent_logits(logits, classifier.word_logits(image_features))
@@ -131,6 +141,8 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
         rows.prompt_weights,
         rows.warnings + (_ONE_LABEL if len(task.classes) == 1 and not sigmoid else ()),
         None if classifier.class_means is None else classifier.class_means(image_features).logits.max(axis=1),
+        sigmoid,
+        classifier.forest,
     )
 
 
@@ -157,6 +169,7 @@ def image_results(
     if scoring.reject_below is not None:
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes, none)
     thresholds = np.array(scoring.thresholds)
+    paths = _paths(task, classes)
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -179,6 +192,7 @@ def image_results(
                 weak_match=weak,
                 labels=_names(task, labels_above(scores, thresholds)) if scoring.multi_label else None,
                 warnings=_NONE_FITS if weak else (),
+                path=None if paths is None else paths[number],
             )
         )
     return results
@@ -186,6 +200,19 @@ def image_results(
 
 def _names(task: Task, indices: np.ndarray) -> tuple[str, ...]:
     return tuple(task.classes[index].name for index in indices)
+
+
+def _paths(task: Task, classes: ClassScores) -> list[tuple[PathStep, ...]] | None:
+    """Return each image's labels from a root of the hierarchy to where the answer stops; None without a hierarchy."""
+    forest = classes.forest
+    if forest is None:
+        return None
+    labels = rolled_up(classes.scores, forest.order, forest.starts, forest.ends, independent=classes.independent)
+    paths = []
+    for row, own in zip(labels.tolist(), classes.scores.tolist(), strict=True):
+        path = descend(row, own, forest.children, forest.roots, task.min_score or 0.0)
+        paths.append(tuple(PathStep(forest.names[index], row[index]) for index in path))
+    return paths
 
 
 def _rejection_scores(

@@ -14,7 +14,7 @@ from app.errors import InvalidFieldError
 
 
 @takes_request(
-    *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
+    *("labels", "label_set", "model", "method", "template", "database", "option", "priors", "reject_below"),
     *("false_rejection_rate", "reject", "coverage", "multi_label", "top_k"),
     top_k=5,
 )

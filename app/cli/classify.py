@@ -56,8 +56,8 @@ class Format(StrEnum):
 
 
 @takes_request(
-    *("labels", "label_set", "model", "method", "template", "database", "group", "option", "reject_below"),
-    *("false_rejection_rate", "reject", "coverage", "multi_label", "top_k", "explain"),
+    *("labels", "label_set", "model", "method", "template", "database", "group", "option", "priors", "reject_below"),
+    *("false_rejection_rate", "reject", "coverage", "multi_label", "min_score", "top_k", "explain"),
 )
 def classify_command(
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.cli.common import Engine, read_lines, report_errors
 from app.encoders.model_names import catalogue_name
@@ -122,6 +123,18 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "priors": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--priors",
+                metavar="FILE|estimate|uniform",
+                help="How often the images show each label: a JSON file with a number for each; `estimate` counts the"
+                " labelled example images, `uniform` ignores the priors of the label set.",
+            ),
+        ],
+        None,
+    ),
     "reject_below": (
         Annotated[
             float | None,
@@ -177,6 +190,18 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "min_score": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--min-score",
+                min=0,
+                max=1,
+                help="With parents of classes: show the lowest label of the hierarchy that has this score.",
+            ),
+        ],
+        None,
+    ),
     "top_k": (
         Annotated[
             int | None,
@@ -204,9 +229,9 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
 _PANELS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "Labels": frozenset({"labels", "label_set", "database", "group"}),
-        "Model and method": frozenset({"model", "method", "template", "option"}),
+        "Model and method": frozenset({"model", "method", "template", "option", "priors"}),
         "Unknown images, and sets of labels": frozenset(
-            {"multi_label", "reject_below", "false_rejection_rate", "reject", "coverage"}
+            {"multi_label", "reject_below", "false_rejection_rate", "reject", "coverage", "min_score"}
         ),
         "Results": frozenset({"top_k", "explain"}),
     }
@@ -257,6 +282,7 @@ def build_request(
     *,
     labels: Sequence[str] | None = None,
     option: Sequence[str] | None = None,
+    priors: str | None = None,
     false_rejection_rate: float | None = None,
     coverage: float | None = None,
     **fields: Any,
@@ -269,6 +295,7 @@ def build_request(
     return ClassifyRequest(
         labels=read_labels(labels),
         options=_read_method_options(option),
+        priors=priors if priors is None or priors in PRIOR_NAMES else read_priors_file(priors),
         false_rejection_rate=_checked_share(false_rejection_rate, "--false-rejection-rate"),
         coverage=_checked_share(coverage, "--coverage"),
         **fields,
@@ -285,6 +312,26 @@ def read_labels(values: Sequence[str] | None) -> list[str] | None:
         # One label per line, which may contain commas; a single line lists all labels.
         texts += [json.dumps(lines)] if len(lines) > 1 else lines
     return split_labels(*texts)
+
+
+def read_priors_file(value: str) -> dict[str, float]:
+    """Return the number of each label in a JSON file, or in the JSON object that the value itself is.
+
+    Raises:
+        InvalidFieldError: the file cannot be read, or is not an object of numbers.
+    """
+    is_object = value.lstrip().startswith("{")
+    lines = [value] if is_object else read_lines(Path(value))
+    where = "--priors" if is_object else value
+    try:
+        numbers = json.loads("\n".join(lines))
+    except (ValueError, RecursionError) as error:
+        raise InvalidFieldError.of(where, f"is not JSON: {error}") from error
+    if not isinstance(numbers, dict) or any(
+        isinstance(number, bool) or not isinstance(number, int | float) for number in numbers.values()
+    ):
+        raise InvalidFieldError.of(where, 'is not an object of numbers such as {"cat": 120, "dog": 40}')
+    return numbers
 
 
 def _read_method_options(pairs: Sequence[str] | None) -> dict[str, float]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deixis.answers import ImageResult, Prediction
 
 NONE_OF_THESE = "none of these"
+NOT_SURE = "not sure"
 _SHOWN_PROMPTS = 5
 _BAR_WIDTH = 16
 _MIN_PATH_WIDTH = 16
@@ -47,7 +48,10 @@ def print_table(files: Sequence[Path], results: "Sequence[ImageResult]", console
 
 
 def _label_cells(result: "ImageResult") -> tuple[str, str, str]:
-    """Return the label, its score, and the next labels with their scores; a rejected image has none of the labels."""
+    """Return the label, its score, and the next labels with their scores; a rejected image has none of the labels.
+
+    If the path of a hierarchy ends elsewhere than at the best class, its end is the label, and all classes follow.
+    """
     if result.labels is not None:
         marked = ", ".join(f"✓ {label}" for label in result.labels)
         above = [prediction.score for prediction in result.predictions if prediction.above]
@@ -56,6 +60,10 @@ def _label_cells(result: "ImageResult") -> tuple[str, str, str]:
     best, others = result.predictions[:1], result.predictions[1:]
     if result.rejected:
         return NONE_OF_THESE, "", _scored(result.predictions)
+    if result.path is not None and (not result.path or result.path[-1].label != best[0].label):
+        if not result.path:
+            return NOT_SURE, "", _scored(result.predictions)
+        return result.path[-1].label, f"{result.path[-1].score:.4f}", _scored(result.predictions)
     # Discovering labels may find none.
     return (best[0].label, f"{best[0].score:.4f}", _scored(others)) if best else ("", "", "")
 
@@ -86,7 +94,7 @@ def write_csv(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
     # These columns appear only if they were requested, and so have a value in some result.
     optional: list[tuple[str, Callable[[ImageResult], str | None]]] = [
         (name, cell)
-        for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell))
+        for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell), ("path", _path_cell))
         if any(cell(result) is not None for result in results)
     ]
     several = ("threshold", "above") if any(result.labels is not None for result in results) else ()
@@ -126,6 +134,10 @@ def _rejected_cell(result: "ImageResult") -> str | None:
 
 def _prediction_set_cell(result: "ImageResult") -> str | None:
     return None if result.prediction_set is None else ", ".join(result.prediction_set)
+
+
+def _path_cell(result: "ImageResult") -> str | None:
+    return None if result.path is None else "|".join(step.label for step in result.path)
 
 
 def print_explanations(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:

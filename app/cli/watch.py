@@ -65,7 +65,7 @@ class Sidecar(StrEnum):
 
 
 @takes_request(
-    *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
+    *("labels", "label_set", "model", "method", "template", "database", "option", "priors", "reject_below"),
     *("false_rejection_rate", "reject", "coverage", "multi_label", "top_k"),
     top_k=5,
 )
@@ -261,6 +261,7 @@ class Watcher:
             labelled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
             labels=result.labels,
+            path=None if result.path is None else [step.model_dump() for step in result.path],
         )
         sidecar_path = self._sidecar_path(file)
         try:
@@ -321,6 +322,7 @@ def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
         "template": request.template,
         "database": request.database,
         "options": dict(request.options) or None,
+        "priors": request.priors,
         "reject_below": request.reject_below,
         "false_rejection_rate": request.false_rejection_rate,
         "reject": request.reject,

@@ -33,6 +33,7 @@ class LabelRecord:
         labelled_at: ISO 8601, UTC.
         version: of Deixis.
         labels: those that reach their threshold, where an image may have several; None elsewhere.
+        path: the labels from a root of the hierarchy, with scores; None without a hierarchy.
     """
 
     sha256: str
@@ -43,9 +44,10 @@ class LabelRecord:
     labelled_at: str
     version: str
     labels: Sequence[str] | None = None
+    path: Sequence[Mapping[str, Any]] | None = None
 
     def keywords(self, min_score: float) -> list[str]:
-        """Return the labels with at least this score; none for a rejected image.
+        """Return the labels with at least this score, or the path of them; none for a rejected image.
 
         An image that may have several labels has those that reach their own threshold.
         """
@@ -53,6 +55,9 @@ class LabelRecord:
             return list(self.labels)
         if self.rejected:
             return []
+        if self.path is not None:
+            levels = [step["label"] for step in self.path if step["score"] >= min_score]
+            return ["|".join(levels)] if levels else []
         return [prediction["label"] for prediction in self.predictions if prediction["score"] >= min_score]
 
 

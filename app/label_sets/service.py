@@ -1,10 +1,12 @@
 """Label sets: read, checked and written."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, clean_classes
+from app.errors import InvalidFieldError
+from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, clean_classes, numbers_of
+from app.names.hierarchy import forest_of
 from app.names.namespaces import Namespace
 from app.names.references import LabelSetReference
 from app.prompting.templates import TemplateLibrary
@@ -84,22 +86,27 @@ class LabelSets:
         *,
         merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
         multi_label: bool = False,
+        priors: Mapping[str, float] | None = None,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
     ) -> tuple[LabelSet, bool]:
         """Check and write a new version; also return whether the name is new.
 
         Raises:
-            InvalidFieldError: a name breaks a rule.
+            InvalidFieldError: a name breaks a rule, a class has no prior although others have one, there are priors and
+                several labels per image, or the parents form no forest.
             UnknownNameError: no such template set.
             TooLargeError: too many classes, or too many label sets in the namespace.
             PreconditionFailedError: the latest version is not one that may be replaced.
         """
         await self._templates.load(templates, field="templates")
+        if multi_label and priors is not None:
+            problem = "say how often an image shows each class instead of the others, and multi_label allows several"
+            raise InvalidFieldError.of("priors", f"{problem}; leave out priors, or set multi_label to false")
         label_set, created = await self._repository.put(
             name,
             # In a thread, because the largest label sets take a second.
-            await asyncio.to_thread(self.clean_classes, classes),
+            await asyncio.to_thread(self._checked, classes, priors),
             templates,
             merge_synonyms=merge_synonyms,
             multi_label=multi_label,
@@ -110,11 +117,18 @@ class LabelSets:
         self._on_write(label_set)
         return label_set, created
 
-    async def add_classes(self, name: str, classes: Sequence[ClassEntry], *, if_match: IfMatch = None) -> LabelSet:
+    async def add_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassEntry],
+        *,
+        priors: Mapping[str, float] | None = None,
+        if_match: IfMatch = None,
+    ) -> LabelSet:
         """Check and append classes, as a new version; raises as ``put``, and ``ConflictError`` for a known class."""
         label_set = await self._repository.add_classes(
             name,
-            await asyncio.to_thread(self.clean_classes, classes),
+            await asyncio.to_thread(self._checked, classes, priors),
             max_classes=self._limits.max_classes,
             if_match=if_match,
         )
@@ -139,6 +153,15 @@ class LabelSets:
         )
         self._on_write(label_set)
         return label_set, accepted
+
+    def _checked(self, classes: Sequence[ClassEntry], priors: Mapping[str, float] | None) -> tuple[ClassEntry, ...]:
+        """Return the classes with their texts normalised and checked, and with their priors if there are any."""
+        cleaned = self.clean_classes(classes)
+        forest_of(cleaned)
+        if priors is None:
+            return cleaned
+        numbers = numbers_of(priors, [entry.name for entry in cleaned], "priors")
+        return tuple(replace(entry, prior=number) for entry, number in zip(cleaned, numbers, strict=True))
 
     def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
         """Return classes with their texts normalised and checked; raises as ``names.clean_classes``."""

@@ -1,10 +1,11 @@
 """Cleans and checks class names, and the descriptions and prompts of classes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 
-from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
+from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError, did_you_mean
 from app.names.text import MAX_TEXT_CHARS, check_text, normalized, quoted
 from app.types import ClassEntry
 
@@ -17,6 +18,8 @@ MAX_PLACEHOLDERS = 10
 """How often a template or the prompt of a class may contain ``{}``; each stands for up to 200 characters."""
 
 _MAX_LABEL_CHARS = 200
+_MAX_SHOWN_PROBLEMS = 20
+_MAX_SHOWN_NAMES = 6
 _MAX_DESCRIPTION_CHARS = 1000
 _MAX_PROMPT_CHARS = 300
 # Also those that a proxy makes of %2F and %5C.
@@ -37,6 +40,49 @@ def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:
             raise UnknownNameError("class", name, classnames)
         indices.append(index_of[name])
     return indices
+
+
+def numbers_of(given: Mapping[str, float], classnames: Sequence[str], field: str) -> list[float]:
+    """Return the number of each class, in the order of the class names, which are clean already.
+
+    Args:
+        given: positive numbers by name; the names are normalised.
+        classnames: each of which needs a number.
+        field: the path of ``given`` in the request.
+
+    Raises:
+        InvalidFieldError: a name is unknown or repeated, a class has no number, or a number is not finite or above 0.
+    """
+    problems: list[FieldProblem] = []
+    numbers: dict[str, float] = {}
+    known = set(classnames)
+    for raw, number in given.items():
+        name = normalized(raw[:MAX_TEXT_CHARS])
+        path = f"{field}.{name}"
+        if name not in known:
+            problems.append(
+                FieldProblem(path, f"{quoted(name)} is not one of the classes{did_you_mean(name, classnames)}")
+            )
+        elif name in numbers:
+            problems.append(FieldProblem(path, f"{quoted(name)} is given twice; remove one of them"))
+        elif not (isfinite(number) and number > 0):
+            rule = "a frequency or a count is a finite number above 0"
+            problems.append(
+                FieldProblem(
+                    path, f"{number:g} is given, and {rule}; give a rare class a small one, or remove the class"
+                )
+            )
+        else:
+            numbers[name] = number
+        if len(problems) == _MAX_SHOWN_PROBLEMS:
+            break
+    if problems:
+        raise InvalidFieldError(problems)
+    if missing := [name for name in classnames if name not in numbers]:
+        shown = ", ".join(quoted(name) for name in missing[:_MAX_SHOWN_NAMES])
+        more = f" and {len(missing) - _MAX_SHOWN_NAMES:,} more" if len(missing) > _MAX_SHOWN_NAMES else ""
+        raise InvalidFieldError.of(field, f"no number is given for {shown}{more}; give one for every class")
+    return [numbers[name] for name in classnames]
 
 
 def clean_classnames(
@@ -111,9 +157,20 @@ def clean_classes(
                 ("features", entry.features),
             )
         )
+        parent = (
+            None if entry.parent is None else _clean_text(entry.parent, f"{path}.parent", max_label_chars, problems)
+        )
         prompt = None if entry.prompt is None else _clean_prompt(entry.prompt, f"{path}.prompt", problems)
         cleaned.append(
-            replace(entry, name=name, descriptions=descriptions, synonyms=synonyms, features=features, prompt=prompt)
+            replace(
+                entry,
+                name=name,
+                descriptions=descriptions,
+                synonyms=synonyms,
+                features=features,
+                prompt=prompt,
+                parent=parent,
+            )
         )
     if problems:
         raise InvalidFieldError(problems)

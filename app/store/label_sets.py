@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
+from app.names.hierarchy import forest_of
 from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of, own_name
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
@@ -194,6 +195,7 @@ class LabelSetRepository:
             PreconditionFailedError: the current version is not in ``if_match``.
             ConflictError: the label set has one of the classes already, ignoring letter case.
             TooLargeError: the label set would have more than ``max_classes`` classes.
+            InvalidFieldError: some classes have a prior, and others have none, or the parents form no forest.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
@@ -203,9 +205,14 @@ class LabelSetRepository:
                 problem = f"the label set '{name}' has these classes already: {listed}"
                 raise ConflictError(f"{problem}; leave them out, or replace the whole label set to change them")
             merged = (*current.classes, *classes)
+            if len({entry.prior is None for entry in merged}) > 1:
+                has = "has priors" if current.classes[0].prior is not None else "has no priors"
+                problem = f"the label set '{own_name(name)}' {has}, and either all classes have one or none"
+                raise InvalidFieldError.of("priors", f"{problem}; write the whole label set to change that")
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
+            forest_of(merged)
             return append_version(session, row, merged, settings_of(current))
 
     async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:

@@ -92,6 +92,8 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "synonyms": list(entry.synonyms),
         "features": list(entry.features),
         "prompt": entry.prompt,
+        "prior": entry.prior,
+        "parent": entry.parent,
     }
     threshold = {} if entry.threshold is None else {"threshold": entry.threshold}
     return {"name": entry.name} | {key: value for key, value in others.items() if value} | threshold
@@ -99,7 +101,16 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("threshold"))
+    return ClassEntry(
+        entry["name"],
+        descriptions,
+        synonyms,
+        features,
+        entry.get("prompt"),
+        entry.get("threshold"),
+        entry.get("prior"),
+        entry.get("parent"),
+    )
 
 
 class Base(DeclarativeBase):

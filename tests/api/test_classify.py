@@ -56,8 +56,8 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
     assert answers[0]["model"] == "fake"
     assert answers[0]["method"] == "zero-shot"
     assert answers[0]["label_set"] is None
-    members = ("reason", "examples", "calibration", "transductive")
-    assert [answers[0][member] for member in members] == [None, None, None, False]
+    members = ("reason", "examples", "calibration", "priors", "transductive")
+    assert [answers[0][member] for member in members] == [None, None, None, None, False]
     (result,) = answers[0]["results"]
     assert set(result) == {
         "predictions",
@@ -69,6 +69,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
         "weak_match",
         "labels",
         "explanation",
+        "path",
         "warnings",
         "error",
     }

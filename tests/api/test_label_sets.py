@@ -18,6 +18,7 @@ LYNX = {
     "features": ["tufted ears", "a wild cat"],
     "prompt": "a photo of a {}, the wild cat.",
     "threshold": 0.25,
+    "parent": None,
 }
 
 
@@ -51,10 +52,27 @@ def test_what_is_put_is_what_is_got(client):
     reply = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
     assert reply.json() == client.get(at("cats")).json()
     body = reply.json()
-    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "multi_label", "created_at"}
+    assert set(body) == {
+        "name",
+        "version",
+        "classes",
+        "templates",
+        "merge_synonyms",
+        "multi_label",
+        "priors",
+        "created_at",
+    }
     assert body["classes"] == [
         LYNX,
-        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "threshold": None},
+        {
+            "name": "puma",
+            "descriptions": [],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "threshold": None,
+            "parent": None,
+        },
         {
             "name": "owl",
             "descriptions": ["eyes in front"],
@@ -62,6 +80,7 @@ def test_what_is_put_is_what_is_got(client):
             "features": [],
             "prompt": None,
             "threshold": None,
+            "parent": None,
         },
     ]
     assert body["merge_synonyms"] == "mean"

@@ -146,8 +146,18 @@ def test_the_three_forms_of_a_classify_request_have_the_same_fields(api):
     form = body["content"]["multipart/form-data"]["schema"]
     json_body = body["content"]["application/json"]["schema"]
     fields = {"labels", "label_set", "method", "model", "template", "top_k", "explain", "options"}
-    fields |= {"reject_below", "false_rejection_rate", "reject", "coverage", "database", "group", "keep_features"}
-    fields.add("multi_label")
+    fields |= {
+        "reject_below",
+        "false_rejection_rate",
+        "multi_label",
+        "reject",
+        "coverage",
+        "database",
+        "group",
+        "keep_features",
+        "priors",
+        "min_score",
+    }
     assert set(form["properties"]) == fields | {"image"}
     assert set(json_body["properties"]) == fields | {"images"}
     assert form["properties"]["image"]["items"] == {"type": "string", "format": "binary"}

@@ -129,6 +129,7 @@ def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets)
             "features": ["whiskers"],
             "prompt": "a photo of a {}, the pet.",
             "threshold": None,
+            "parent": None,
         },
         {
             "name": "hound",
@@ -137,8 +138,17 @@ def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets)
             "features": [],
             "prompt": None,
             "threshold": None,
+            "parent": None,
         },
-        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None, "threshold": None},
+        {
+            "name": "parrot",
+            "descriptions": [],
+            "synonyms": [],
+            "features": [],
+            "prompt": None,
+            "threshold": None,
+            "parent": None,
+        },
     ]
     save(page)
     expect(page.locator("#editor-status")).to_have_text("There are no changes to save.")

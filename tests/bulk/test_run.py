@@ -121,6 +121,7 @@ def scenes(run, tmp_path):
 
 QUERIES = {
     "labels": (["-l", "red, green, blue", "--reject-below", "0.6"], None),
+    "priors": (["-s", "nature", "--priors", '{"rose": 5, "meadow": 1, "sky": 2}'], "with_examples"),
     "a label set with descriptions": (["-s", "nature", "--method", "cupl-ensemble"], "nature"),
     "weighed prompts": (["-s", "nature@1", "--method", "autoclip", "-o", "beta=0.7", "-t", "a {}."], "nature"),
     "a label set with examples": (["-s", "nature"], "with_examples"),

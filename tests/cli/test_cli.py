@@ -396,6 +396,52 @@ def test_the_queue_limit_does_not_apply_to_examples_in_process(run, things, tmp_
     assert "45 added" in done.stdout, done.stderr
 
 
+def test_priors_come_from_a_file_an_object_or_the_label_set(run, where, tmp_path):
+    (image := tmp_path / "image.png").write_bytes(picture("teal"))
+    (counts := tmp_path / "counts.json").write_text('{"red": 1000000, "blue": 1}')
+    (labels := tmp_path / "labels.txt").write_text("red\nblue")
+    plain = run("classify", image, "-l", "red,blue", "-f", "json", *where)
+    expected = [[each["label"] for each in result["predictions"]] for result in json.loads(plain.stdout)]
+    assert expected == [["blue"]]
+
+    assert run("label-sets", "import", "colours", labels, "--priors", counts, *where).exit_code == 0
+    for options in (["-l", "red,blue", "--priors", counts], ["-l", "red,blue", "--priors", counts.read_text()]):
+        assert (
+            json.loads(run("classify", image, *options, "-f", "json", *where).stdout)[0]["predictions"][0]["label"]
+            == "red"
+        )
+    stored = run("classify", image, "-s", "colours", "-f", "json", *where)
+    off = run("classify", image, "-s", "colours", "--priors", "uniform", "-f", "json", *where)
+    found = [json.loads(done.stdout)[0]["predictions"][0]["label"] for done in (stored, off)]
+    assert found == ["red", "blue"]
+
+    exported = json.loads(run("label-sets", "export", "colours", *where).stdout)
+    assert exported["priors"] == {"red": 1000000, "blue": 1}
+    assert "prior" in run("label-sets", "show", "colours", *where).stdout
+    bad = run("classify", image, "-l", "red,blue", "--priors", labels, *where)
+    assert bad.exit_code == 2
+    assert "labels.txt is not JSON" in bad.stderr or "is not JSON" in bad.stderr
+
+
+def test_a_hierarchy_is_imported_shown_and_exported_and_answers_end_at_a_sure_label(run, where, tmp_path):
+    (image := tmp_path / "image.png").write_bytes(picture("blue"))
+    (tree := tmp_path / "tree.txt").write_text("colour\n  warm\n    red\n    yellow\n  blue\n")
+    assert run("label-sets", "import", "tree", tree, *where).exit_code == 0
+    assert "colour|warm" in run("label-sets", "show", "tree", *where).stdout
+    for suffix in (".txt", ".csv", ".json"):
+        file = tmp_path / f"again{suffix}"
+        assert run("label-sets", "export", "tree", "-o", file, *where).exit_code == 0
+        assert run("label-sets", "import", "again", file, *where).exit_code == 0
+        assert "colour|warm" in run("label-sets", "show", "again", *where).stdout
+
+    (result,) = json.loads(run("classify", image, "-s", "tree", "-f", "json", *where).stdout)
+    assert [step["label"] for step in result["path"]] == ["colour", "blue"]
+    table = run("classify", image, "-s", "tree", "--min-score", "1", *where).stdout
+    assert table.splitlines()[1].split()[1] == "colour"
+    rows = list(csv.DictReader(io.StringIO(run("classify", image, "-s", "tree", "-f", "csv", *where).stdout)))
+    assert rows[0]["path"] == "colour|blue"
+
+
 # --- classification with example images ----------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text("utf-8"))["component
 NAMES = {
     answers.Problem: "Problem",
     answers.Prediction: "PredictionBody",
+    answers.PathStep: "PathStepBody",
     answers.PromptContribution: "PromptContributionBody",
     answers.LabelExplanation: "LabelExplanationBody",
     answers.NearCaption: "NearCaptionBody",

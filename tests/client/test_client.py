@@ -281,6 +281,12 @@ def test_a_label_set_has_versions_that_guard_against_lost_updates(client):
     assert (answer.label_set, answer.results[0].label) == (f"{name}@3", "blue")
     changed = client.label_sets.put(name, made.classes, templates="a {}", merge_synonyms="max")
     assert (changed.templates, changed.merge_synonyms) == ("a {}", "max")
+    counts = {"red": 2, "green": 1, "blue": 1}
+    assert client.label_sets.put(name, made.classes, priors=counts).priors == counts
+    assert client.label_sets.add_classes(name, ["white"], priors={"white": 4}).priors == {**counts, "white": 4}
+    assert client.classify(picture("blue"), label_set=name).priors["white"] == 0.5
+    given = client.classify(picture("blue"), labels=["a", "b"], priors={"a": 3, "b": 1})
+    assert given.priors == {"a": 0.75, "b": 0.25}
     client.label_sets.delete(name)
     with pytest.raises(deixis.ProblemError, match=name) as caught:
         client.label_sets.get(name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -36,6 +37,16 @@ def keywords(file):
     return [item.text for item in root.findall(f".//{DC}subject/{RDF}Bag/{RDF}li")]
 
 
+def test_the_keyword_of_a_hierarchy_is_the_part_of_its_path_that_is_sure(tmp_path):
+    path = [{"label": "animal", "score": 0.9}, {"label": "cat", "score": 0.6}]
+    record = replace(labelled(("cat", 0.6)), path=path)
+    XmpSidecar().write(tmp_path / "a.xmp", record, 0.5)
+    assert record.keywords(0.5) == ["animal|cat"]
+    assert keywords(tmp_path / "a.xmp") == ["cat"]
+    assert b"animal|cat" in (tmp_path / "a.xmp").read_bytes()
+    assert (record.keywords(0.7), record.keywords(0.95)) == (["animal"], [])
+
+
 @pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
 def test_a_sidecar_identifies_its_image_and_request(sidecar, tmp_path):
     file = tmp_path / f"a.jpg{sidecar.suffix}"
@@ -61,6 +72,7 @@ def test_a_json_sidecar_has_all_predictions(tmp_path):
         "labelled_at",
         "version",
         "labels",
+        "path",
     }
 
 

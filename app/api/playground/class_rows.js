@@ -10,6 +10,8 @@ const FIELDS = {
   descriptions: { label: "Descriptions", hint: "One sentence per line about the appearance of the class." },
   features: { label: "Features", hint: "One short phrase per line that completes “NAME, which has …”, for example: whiskers." },
   prompt: { label: "Class prompt", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
+  parent: { label: "Parent", hint: "The label above this one, for example: dog, or with several levels: animal|dog." },
+  prior: { label: "Prior", hint: "How often images show this class, as a count or a share; for every class, or for none." },
 };
 
 // With more rows than this, rows outside the viewport are not laid out.

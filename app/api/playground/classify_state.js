@@ -99,8 +99,11 @@ export function verdictOf(state, picture) {
   if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
   if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}.` }; // the warning says why
   if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
-  return { kind: "match", title: label, label, note: "" };
+  return { kind: "match", title: label, label, note: pathText(result) };
 }
+
+/** Return the labels above the end of the path of a hierarchy, empty without one. */
+const pathText = ({ path }) => (path?.length > 1 ? `${path.slice(0, -1).map((step) => step.label).join(" › ")} ›` : "");
 
 /** Return the labels of an image that may have several, by the threshold of the page if it is set; null if it has one. */
 export function labelsOf(state, { labels, predictions }) {

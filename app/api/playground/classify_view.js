@@ -213,6 +213,7 @@ function notices(state, actions) {
     ${stale && !state.run && !state.isLive ? html`<p class="note">These results are for earlier labels. Press Classify to update them.</p>` : nothing}
     ${stale && !question ? html`<p class="note">These results are for earlier labels. Add a label to update them.</p>` : nothing}
     ${alone ? html`<p class="note">With a single label there is no score, because nothing competes with it. The images are compared by their similarity to it.</p>` : nothing}
+    ${state.answer?.priors ? html`<p id="priors" class="note">The scores use the priors of the label set: how often its images show each class.</p>` : nothing}
     ${commonWarnings(state).filter((warning) => !(alone && warning.includes("only one label"))).map((warning) => html`<p class="note">${sentence(warning)}</p>`)}`;
 }
 

@@ -4,7 +4,7 @@ import { lines } from "./elements.js";
 /** The texts of a class that are typed one per line. */
 export const LISTS = ["synonyms", "descriptions", "features"];
 
-export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", threshold: null });
+export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", threshold: null, parent: "", prior: "" });
 
 /** Return the draft of a new label set. */
 export function emptyDraft() {
@@ -17,6 +17,7 @@ export function draftOf(labelSet, newest, etag) {
   const stored = new Set(newest.classes.map((entry) => entry.name)); // example images can be added only to these
   const classes = labelSet.classes.map((entry) => ({
     stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "", threshold: entry.threshold,
+    parent: entry.parent || "", prior: labelSet.priors ? String(labelSet.priors[entry.name]) : "",
     ...Object.fromEntries(LISTS.map((list) => [list, entry[list].join("\n")])),
   }));
   const draft = {
@@ -28,14 +29,16 @@ export function draftOf(labelSet, newest, etag) {
 
 /** Return the body of the request that saves a draft. */
 export function bodyOf(draft) {
+  const priors = draft.classes.filter((entry) => entry.prior.trim()).map((entry) => [entry.name.trim(), Number(entry.prior.replace(",", "."))]);
   return {
     classes: draft.classes.map((entry) => ({
-      name: entry.name.trim(), prompt: entry.prompt.trim() || null, threshold: entry.threshold,
+      name: entry.name.trim(), prompt: entry.prompt.trim() || null, threshold: entry.threshold, parent: entry.parent.trim() || null,
       ...Object.fromEntries(LISTS.map((list) => [list, lines(entry[list])])),
     })),
     templates: draft.templates.trim(),
     merge_synonyms: draft.merge,
     multi_label: draft.multiLabel,
+    priors: priors.length ? Object.fromEntries(priors) : null,
   };
 }
 
@@ -50,7 +53,8 @@ export function isChanged(draft) {
 export function mergeDrafts(edited, newest, etag) {
   const draft = draftOf(newest, newest, etag);
   const body = bodyOf(edited), theirs = bodyOf(draft), before = byName(edited.base), after = byName(theirs);
-  const isUntouched = (entry) => before.has(entry.name) && same(before.get(entry.name), entry);
+  const priorOf = (from, name) => from.priors?.[name];
+  const isUntouched = (entry) => before.has(entry.name) && same(before.get(entry.name), entry) && priorOf(body, entry.name) === priorOf(edited.base, entry.name);
   const kept = [];
   body.classes.forEach((entry, index) => {
     if (!isUntouched(entry)) kept.push({ ...edited.classes[index], stored: after.has(entry.name) ? entry.name : null });
@@ -75,6 +79,7 @@ export function differences(older, newer) {
     ["changes", [...after.keys()].filter((name) => before.has(name) && !same(before.get(name), after.get(name)))],
   ];
   const parts = changes.filter(([, names]) => names.length).map(([verb, names]) => `${verb} ${shortened(names)}`);
+  if (!same(older.priors ?? null, newer.priors ?? null)) parts.push("has other priors");
   if (older.templates !== newer.templates) parts.push(`uses the templates ${newer.templates}`);
   return parts.join(", ") || "has the same classes";
 }

@@ -37,6 +37,11 @@ def _form_schema() -> dict[str, Any]:
                 "description": fields["options"]["description"],
                 "examples": ['{"beta": 0.7}'],
             },
+            "priors": {
+                "type": "string",
+                "description": fields["priors"]["description"],
+                "examples": ['{"cat": 120, "dog": 40}', "estimate"],
+            },
         },
     }
 

@@ -84,6 +84,7 @@ async def put_label_set(
         body.templates,
         merge_synonyms=body.merge_synonyms,
         multi_label=body.multi_label,
+        priors=body.priors,
         if_match=parse_if_match(if_match),
         if_none_match_any=if_none_match == "*",
     )
@@ -107,7 +108,9 @@ async def add_classes(
     if_match: IfMatchHeader = None,
 ) -> LabelSetResponse:
     """Append classes, as a new version."""
-    label_set = await label_sets.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
+    label_set = await label_sets.add_classes(
+        name, body.entries(), priors=body.priors, if_match=parse_if_match(if_match)
+    )
     return _with_etag(label_set, response)
 
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, NotRequired
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +13,7 @@ from typing_extensions import TypedDict
 from app.api.schemas._base import ModelName, Request, Response, split_text
 from app.api.schemas.images import ClassifyImageBody
 from app.api.schemas.problems import Problem, ProblemOf
+from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import Namespace, own_name
@@ -42,6 +44,27 @@ def _json_object(value: object) -> object:
         raise PydanticCustomError(
             "too_many_fields", f"has {len(value):,} entries; at most {_MAX_OPTIONS} options are accepted"
         )
+    return value
+
+
+def _priors(value: object) -> object:
+    """Check what a field of priors may hold, with one error; a form or a query carries an object as text."""
+    if value is None or value in PRIOR_NAMES:
+        return value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError(
+            "priors", "must be an object such as {{\"cat\": 120, \"dog\": 40}}, or 'estimate' or 'uniform'"
+        )
+    if len(value) > MAX_ITEMS:
+        raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
+    for name, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise PydanticCustomError(
+                "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
+            )
     return value
 
 
@@ -133,6 +156,21 @@ class ClassifyFields(Request):
         " `labels` of the result has those that reach their threshold. By default what the label set says, else false.",
     )
 
+    priors: Annotated[dict[str, float] | Literal["estimate", "uniform"] | None, BeforeValidator(_priors)] = Field(
+        None,
+        description="How often the images show each label, as shares or counts above 0: rare labels need more evidence."
+        " `estimate` counts the labelled example images of the label set; `uniform` switches the priors of the label"
+        " set off. By default those of the label set. In a form or a query string: a JSON object.",
+        examples=[{"cat": 120, "dog": 40, "coffee cup": 5}],
+    )
+
+    min_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="With parents of classes: the `path` stops before the first label with a lower score.",
+    )
+
     _split_labels = field_validator("labels", mode="before")(split_text)
 
     def request(self, namespace: Namespace) -> ClassifyRequest:
@@ -176,6 +214,15 @@ def _prediction(prediction: Prediction) -> PredictionBody:
     if prediction.threshold is not None:
         body["threshold"], body["above"] = prediction.threshold, prediction.above
     return body
+
+
+class PathStepBody(Response):
+    """A label of a hierarchy."""
+
+    label: str
+    score: float = Field(
+        description="Of all classes at or below the label: the sum of their scores, or the largest of independent ones."
+    )
 
 
 class PromptContributionBody(Response):
@@ -300,6 +347,11 @@ class ResultBody(Response):
         description="True if `out_of_vocabulary.score` is above 0.5: probably none of the labels fits. Null where this"
         " is not known, and with methods that learn from images.",
     )
+    path: list[PathStepBody] | None = Field(
+        None,
+        description="With parents of classes: the labels from a root to where the answer stops: the best class below"
+        " the best labels, or with `min_score` the last label whose score reaches it. Null without parents.",
+    )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
 
@@ -318,6 +370,9 @@ class ResultBody(Response):
             explanation=_explanation(result),
             image_id=result.image_id,
             weak_match=result.weak_match,
+            path=None
+            if result.path is None
+            else [PathStepBody(label=step.label, score=step.score) for step in result.path],
             warnings=[*warnings, *result.warnings],
             error=None if result.error is None else Problem(**problem(result.error)),
         )
@@ -399,6 +454,9 @@ class ClassifyResponse(Response):
     reason: str | None = Field(None, description="Why this method was selected; null if the request named a method.")
     examples: ExamplesUsedBody | None = Field(None, description="Null for a method that uses no example images.")
     calibration: CalibrationBody | None = Field(None, description="Null if the scores use the scale of the model.")
+    priors: dict[str, float] | None = Field(
+        None, description="The priors that the scores use, divided by their sum; null without priors."
+    )
     transductive: bool = Field(
         default=False, description="True if the images of this request influenced each other's results."
     )
@@ -429,6 +487,7 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         reason=task.reason,
         examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
         calibration=_calibration(task.scoring),
+        priors=_frequencies(classification),
         transductive=classification.transductive,
         multi_label=task.scoring.multi_label,
         results=[],
@@ -440,6 +499,13 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         for result in classification.results
     )
     return fields[:-1] + b',"results":[' + results + b"]}"
+
+
+def _frequencies(classification: Classification) -> dict[str, float] | None:
+    priors = classification.priors
+    if priors is None or priors.frequencies is None:
+        return None
+    return dict(zip(classification.task.classnames, priors.frequencies, strict=True))
 
 
 def _calibration(scoring: Scoring) -> CalibrationBody | None:

@@ -53,6 +53,12 @@ class ClassBody(Request):
         description="With `multi_label`: an image has this label if its score is at least this; by default 0.5.",
         examples=[0.7],
     )
+    parent: str | None = Field(
+        None,
+        description="The label above this one: another class, a label without prompts of its own, or a path of labels"
+        " such as `animal|dog`.",
+        examples=["dog"],
+    )
 
     @classmethod
     def of(cls, entry: ClassEntry) -> "ClassBody":
@@ -64,12 +70,13 @@ class ClassBody(Request):
             features=list(entry.features),
             prompt=entry.prompt,
             threshold=entry.threshold,
+            parent=entry.parent,
         )
 
     def entry(self) -> ClassEntry:
         """Return the class with its texts as given, not cleaned."""
-        descriptions, synonyms, features = map(tuple, (self.descriptions, self.synonyms, self.features))
-        return ClassEntry(self.name, descriptions, synonyms, features, self.prompt, self.threshold)
+        texts = tuple(self.descriptions), tuple(self.synonyms), tuple(self.features)
+        return ClassEntry(self.name, *texts, self.prompt, self.threshold, parent=self.parent)
 
 
 def _class_from_name(value: object) -> object:
@@ -89,6 +96,14 @@ class ClassesBody(Request):
 
     classes: list[NameOrClass] = Field(
         min_length=1, max_length=MAX_ITEMS, fail_fast=True, examples=[["lynx", {"name": "puma"}]]
+    )
+
+    priors: dict[str, float] | None = Field(
+        None,
+        max_length=MAX_ITEMS,
+        description="How often images show each class, as shares or counts above 0: for every class, or null."
+        " Classification uses them unless a request says otherwise.",
+        examples=[{"lynx": 12, "puma": 3}],
     )
 
     def entries(self) -> list[ClassEntry]:
@@ -120,6 +135,7 @@ class LabelSetResponse(Response):
     templates: str
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     multi_label: bool = False
+    priors: dict[str, float] | None = Field(None, description="As they were given; null without priors.")
     created_at: datetime
 
     @classmethod
@@ -132,6 +148,7 @@ class LabelSetResponse(Response):
             templates=label_set.templates,
             merge_synonyms=label_set.merge_synonyms,
             multi_label=label_set.multi_label,
+            priors=label_set.priors,
             created_at=label_set.created_at,
         )
 

@@ -51,6 +51,7 @@ class LabelSetInput:
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     multi_label: bool = False
+    priors: Mapping[str, float] | None = None
 
 
 def read_image(file: Path, max_bytes: int) -> "bytes | answers.ImageResult":

@@ -43,6 +43,7 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         rejection_score=result.rejection_score,
         weak_match=result.weak_match,
         labels=result.labels,
+        path=result.path,
         warnings=[*warnings, *result.warnings],
     )
 
@@ -86,6 +87,7 @@ def label_set(found: types.LabelSet) -> answers.LabelSet:
         templates=found.templates,
         merge_synonyms=found.merge_synonyms.value,
         multi_label=found.multi_label,
+        priors=found.priors,
         created_at=found.created_at,
     )
 

@@ -224,6 +224,7 @@ class InProcessBackend:
             content.templates,
             merge_synonyms=content.merge_synonyms,
             multi_label=content.multi_label,
+            priors=content.priors,
         )
         return conversion.label_set(label_set)
 

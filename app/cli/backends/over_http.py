@@ -111,10 +111,11 @@ class HttpBackend:
         """PUT /v1/label-sets/{name}."""
         return await self._client.label_sets.put(
             name,
-            [asdict(entry) for entry in content.classes],
+            [{name: value for name, value in asdict(entry).items() if name != "prior"} for entry in content.classes],
             templates=content.templates,
             merge_synonyms=content.merge_synonyms.value,
             multi_label=content.multi_label or None,
+            priors=content.priors,
         )
 
     async def compare(

@@ -1,0 +1,93 @@
+"""Label sets whose classes have parents, over HTTP."""
+
+import pytest
+
+from tests.api.problems import fields_of, problem_of
+from tests.api.test_classify import answer, as_form, as_json
+from tests.conftest import picture
+
+AT = "/v1/label-sets/shades"
+CLASSES = [
+    {"name": "red", "parent": "colour|warm"},
+    {"name": "orange", "parent": "warm"},
+    {"name": "blue", "parent": "colour|cold"},
+    {"name": "green", "parent": "cold"},
+    "grey",
+]
+
+
+@pytest.fixture
+def shades(shared_client):
+    assert shared_client.put(AT, json={"classes": CLASSES}).status_code in {200, 201}
+    return shared_client
+
+
+def path_of(client, **fields):
+    (result,) = answer(as_json(client, [picture("teal")], label_set="shades", **fields))["results"]
+    return result["path"], {each["label"]: each["score"] for each in result["predictions"]}
+
+
+def test_a_path_leads_to_the_best_class_and_scores_are_sums_of_classes(shades):
+    path, scores = path_of(shades)
+    warm, cold = scores["red"] + scores["orange"], scores["blue"] + scores["green"]
+    sums = {"colour": warm + cold, "warm": warm, "cold": cold, **scores}
+    assert path[0]["label"] == ("colour" if sums["colour"] > scores["grey"] else "grey")
+    assert path[1]["label"] == max(("warm", "cold"), key=sums.get)
+    assert len(path) == 3
+    for step in path:
+        assert step["score"] == pytest.approx(sums[step["label"]], abs=1e-6)
+
+
+def test_a_path_stops_at_the_last_label_that_has_the_minimum_score(shades):
+    whole, _ = path_of(shades)
+    for length in range(len(whole) + 1):
+        below = whole[length - 1]["score"] if length else 1
+        if length == len(whole) or whole[length]["score"] < below:
+            least = below if length else 1
+            assert path_of(shades, min_score=least)[0] == whole[:length]
+
+
+def test_without_parents_there_is_no_path_and_no_minimum(shared_client):
+    plain = as_json(shared_client, [picture()], labels=["red", "blue"])
+    assert answer(plain)["results"][0]["path"] is None
+    for fields in ({"labels": "red,blue"}, {}):
+        assert fields_of(as_form(shared_client, [picture()], min_score=0.5, **fields)) == {"min_score"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([{"name": "cat", "parent": "Cat"}], "'cat' is its own parent"),
+        (
+            [{"name": "a", "parent": "b"}, {"name": "b", "parent": "c"}, {"name": "c", "parent": "a"}],
+            "the parents form a cycle: 'a' is below 'b' is below 'c' is below 'a'",
+        ),
+        (
+            [{"name": "cat", "parent": "pet|small"}, {"name": "ant", "parent": "wild|small"}],
+            "'small' has two parents, 'pet' and 'wild'",
+        ),
+        ([{"name": "cat", "parent": " "}], "parent"),
+        ([{"name": "cat", "parent": "pet||small"}], "has an empty level"),
+    ],
+)
+def test_parents_that_form_no_forest_are_refused(shared_client, classes, words):
+    reply = shared_client.put(AT, json={"classes": classes})
+    problem_of(reply, "invalid-field")
+    assert words in reply.text
+
+
+def test_added_classes_must_keep_the_forest(shades):
+    cycle = [{"name": "colour", "parent": "red"}]
+    assert "form a cycle" in shades.post(f"{AT}/classes", json={"classes": cycle}).text
+    added = shades.post(f"{AT}/classes", json={"classes": [{"name": "pink", "parent": "warm"}]}).json()
+    assert added["classes"][-1]["parent"] == "warm"
+    assert shades.delete(f"{AT}/classes/red").json()["classes"][0]["name"] == "orange"
+
+
+def test_a_label_above_others_may_be_a_class_and_the_path_ends_there_if_it_fits_best(shared_client):
+    shared_client.put(AT, json={"classes": ["red", {"name": "blue", "parent": "red"}]})
+    (result,) = answer(as_json(shared_client, [picture("red")], label_set="shades"))["results"]
+    assert [step["label"] for step in result["path"]] == ["red"]
+    assert result["path"][0]["score"] == pytest.approx(1)
+    (result,) = answer(as_json(shared_client, [picture("blue")], label_set="shades"))["results"]
+    assert [step["label"] for step in result["path"]] == ["red", "blue"]
