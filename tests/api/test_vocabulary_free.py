@@ -114,6 +114,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(named, folder, path
         "rejection_score",
         "prediction_set",
         "path",
+        "labels",
         "explanation",
         "image_id",
         "weak_match",

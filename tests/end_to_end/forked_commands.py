@@ -117,7 +117,7 @@ def run(request: dict[str, Any], streams: list[int]) -> int:
     os.environ.update(request["environment"])
     arguments, url = request["arguments"], os.environ.pop("COMMANDS_SERVER", None)
     # These commands run in process only.
-    in_process = {"--server", "--support", "--pool", "cased", "--help"}
+    in_process = {"--server", "--local", "--support", "--pool", "cased", "--help"}
     if url is not None and takes_server(arguments) and not in_process & set(arguments):
         arguments += ["--server", url]
     sys.argv = ["deixis", *arguments]
