@@ -820,11 +820,11 @@ def test_a_selection_is_out_of_date_until_the_methods_have_been_tried_again(make
     assert (after["version"], after["current"], after["labelled"]) == (2, True, 8)
 
 
-def test_labelled_images_that_cannot_be_held_out_are_no_evidence(things):
+def test_labelled_images_that_cannot_be_held_out_are_used_without_evidence(things):
     added(add(things, [shade(kind, 0) for kind in range(3)], CLASSES))
     at_rest(things)
     reply = things.get(SELECTION).json()
-    assert (reply["method"], reply["folds"], reply["leaderboard"]) == ("zero-shot", 0, [])
+    assert (reply["method"], reply["folds"], reply["leaderboard"]) == ("gda", 0, [])
     assert "held out" in reply["reason"]
 
 

@@ -624,11 +624,11 @@ def test_a_curve_of_unlabelled_images_has_one_point_per_method(run, asked, pool)
 
 
 def test_a_curve_uses_the_classes_of_a_label_set_and_names_of_subfolders(run, things, asked):
-    arguments = ("--method", "all", "--support", things, "--shots", 2, "--draws", 1, "--json", "-")
+    arguments = ("--method", "all", "--support", things, "--shots", 4, "--draws", 1, "--json", "-")
     done = run("evaluate", asked, "-s", "things", *NAMED, *arguments)
     assert done.exit_code == 0, done.stderr
     points = {(point["method"], point["shots"]): point for point in json.loads(done.stdout)["points"]}
-    assert points["gda", 2]["accuracies"] == [1]
+    assert points["gda", 4]["accuracies"] == [1]
     assert_refused(run("evaluate", asked, "-s", "things", *arguments), "unknown class 'green leaf'")
     (things / "puma").mkdir()
     (things / "puma" / "0.png").write_bytes(shade(0, 99))
