@@ -153,7 +153,7 @@ def test_a_sample_alone_is_classified_with_the_labels_of_the_user(open_page):
         content["results"][0]["rejected"] = True
         route.fulfill(response=response, json=content)
 
-    page.route("**/v1/classify", reject, times=1)
+    page.route("**/v1/classify", reject)  # also the request of the explanation that is still open
     page.check("#reject-auto")
     expect(page.locator(".card .verdict")).to_have_text("None of these")
     expect(page.locator("#threshold")).to_have_count(0)
