@@ -76,7 +76,7 @@ def test_a_single_label_has_the_frequency_1(shared_client):
         ({"red": 1, "green": 2, "blue": "many"}, "priors", "must have a number for each label"),
         ({"red": 1, "green": 2, "blue": True}, "priors", "must have a number for each label"),
         ({}, "priors", "no number is given"),
-        ("estimated", "priors", "must be an object"),
+        ("estimated", "priors", r"must be an object such as {\"cat\": 120, \"dog\": 40}, or"),
         ([1, 2, 3], "priors", "must be an object"),
         ("estimate", "priors", "only a label set has"),
     ],

@@ -39,7 +39,7 @@ def _json_object(value: object) -> object:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
+            raise PydanticCustomError("json", 'must be a JSON object such as {"beta": 0.7}') from error
     if isinstance(value, Mapping) and len(value) > _MAX_OPTIONS:
         raise PydanticCustomError(
             "too_many_fields", f"has {len(value):,} entries; at most {_MAX_OPTIONS} options are accepted"
@@ -56,7 +56,7 @@ def _priors(value: object) -> object:
             value = json.loads(value)
     if not isinstance(value, Mapping):
         raise PydanticCustomError(
-            "priors", "must be an object such as {{\"cat\": 120, \"dog\": 40}}, or 'estimate' or 'uniform'"
+            "priors", "must be an object such as {\"cat\": 120, \"dog\": 40}, or 'estimate' or 'uniform'"
         )
     if len(value) > MAX_ITEMS:
         raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
