@@ -108,15 +108,6 @@ def without_class(classes: Sequence[ClassEntry], name: str) -> tuple[ClassEntry,
     return tuple(remaining)
 
 
-def path_of(forest: Forest, index: int) -> list[str]:
-    """Return the names from the root to a label."""
-    path = []
-    while index >= 0:
-        path.append(forest.names[index])
-        index = forest.parents[index]
-    return path[::-1]
-
-
 def _levels(parent: str | None, known: Iterable[str]) -> list[str]:
     if parent is None:
         return []

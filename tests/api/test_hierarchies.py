@@ -94,7 +94,11 @@ def test_added_classes_must_keep_the_forest(shades):
         ([{"name": "b", "parent": "a"}, {"name": "c", "parent": "b"}, "d"], "b", ["a|b", None]),
         ([{"name": "b", "parent": "a"}, {"name": "c", "parent": "b|x"}, "d"], "b", ["a|b|x", None]),
         # Only the removed class says what a label is below; once is enough.
-        ([{"name": "c", "parent": "a|b"}, {"name": "d", "parent": "b"}, {"name": "e", "parent": "B"}], "c", ["a|b", "B"]),
+        (
+            [{"name": "c", "parent": "a|b"}, {"name": "d", "parent": "b"}, {"name": "e", "parent": "B"}],
+            "c",
+            ["a|b", "B"],
+        ),
         ([{"name": "c", "parent": "a|b"}, "b"], "c", ["a"]),
         ([{"name": "c", "parent": "a|b"}, {"name": "d", "parent": "a|b"}], "c", ["a|b"]),
         ([{"name": "c", "parent": "a|b"}, "d"], "c", [None]),

@@ -32,6 +32,9 @@ from app.types import (
 # More than any method has; every invalid one is reported.
 _MAX_OPTIONS = 100
 
+# An integer in JSON may have more digits than a float holds.
+_LARGEST_NUMBER = 1e308
+
 
 def _json_object(value: object) -> object:
     """Parse an object that a form or a query carries as text."""
@@ -65,6 +68,10 @@ def _priors(value: object) -> object:
             raise PydanticCustomError(
                 "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
             )
+        if isinstance(number, int) and number > _LARGEST_NUMBER:
+            problem = "has a number above {largest} for {name}; only the ratios matter, so divide all by one number"
+            context = {"name": repr(str(name)[:80]), "largest": f"{_LARGEST_NUMBER:.0e}"}
+            raise PydanticCustomError("priors", problem, context)
     return value
 
 
