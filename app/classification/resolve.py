@@ -192,6 +192,8 @@ class Resolver:
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
         names = tuple(entry.name for entry in classes)
+        if multi_label:
+            _refuse_fields_of_one_label(request)
         # The frequencies of a label set are those of images with one label.
         asked = request.priors if request.priors is not None or not multi_label else UNIFORM
         priors = read_priors(asked, names, label_set)
@@ -283,6 +285,15 @@ def _refuse_guarantees(request: ClassifyRequest) -> None:
         if getattr(request, field_name) is not None:
             problem = f"is calibrated on scores without priors; leave it out, or give priors '{UNIFORM}'"
             raise InvalidFieldError.of(field_name, problem)
+
+
+def _refuse_fields_of_one_label(request: ClassifyRequest) -> None:
+    """Raise ``InvalidFieldError`` for a field that assumes that each image has one label."""
+    for field_name in ("false_rejection_rate", "reject", "coverage", "priors"):
+        value = getattr(request, field_name)
+        if value is not None and value != UNIFORM:
+            problem = "assumes that each image has one label, and multi_label allows several"
+            raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
 
 
 def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
@@ -392,16 +403,11 @@ def _scoring_of_several(
     ``reject_below`` is the threshold of all labels, so an image is rejected if it has none of them.
 
     Raises:
-        InvalidFieldError: a method or a field that assumes that each image has one label.
+        InvalidFieldError: a method that assumes that each image has one label.
     """
     if METHODS[method].learner is not None:
         problem = f"method '{method}' assumes that each image has one label, and multi_label allows several"
         raise InvalidFieldError.of("method", f"{problem}; name 'zero-shot', or set multi_label to false")
-    for field_name in ("false_rejection_rate", "reject", "coverage", "priors"):
-        value = getattr(request, field_name)
-        if value is not None and value != UNIFORM:
-            problem = "assumes that each image has one label, and multi_label allows several"
-            raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
     # Both are fitted to scores of zero-shot, and must not be those of deleted examples.
     is_fitted = method == DEFAULT_METHOD and not (request.options or request.template)
     is_valid = label_set is not None and selected is not None and selected.revision >= label_set.deletions_revision
@@ -477,5 +483,8 @@ def _scoring(
         scoring,
         reject_below=threshold,
         reject_by=rejection.by,
-        false_rejection_rate=None if threshold is None else rejection.false_rejection_rate(threshold),
+        # Priors change the scores whose rate was measured; a class mean or a similarity stays as it is.
+        false_rejection_rate=None
+        if threshold is None or (has_priors and rejection.by is RejectBy.SCORE)
+        else rejection.false_rejection_rate(threshold),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.cli.csv_output import read_rows, write_rows
 from app.errors import InvalidFieldError
-from app.names.hierarchy import SEPARATOR, forest_of, path_of
+from app.names.hierarchy import SEPARATOR, Forest, forest_of
 from app.types import ClassEntry
 
 _COLUMNS = ("name", "parent")
@@ -87,11 +87,24 @@ def classes_of_csv(text: str, file: str) -> list[ClassEntry]:
 
 
 def csv_of(classes: Sequence[ClassEntry]) -> str:
-    """Return the names and parents as ``classes_of_csv`` reads them; a parent is the path to it."""
+    """Return the names and parents as ``classes_of_csv`` reads them.
+
+    A parent is the path to it, or from the nearest class above, whose own row has the rest: names of classes may
+    contain the separator.
+    """
     forest = forest_of(classes)
     file = io.StringIO(newline="")
     parents = [entry.parent for entry in classes]
     if forest is not None:
-        parents = [SEPARATOR.join(path_of(forest, parent)) for parent in forest.parents[: len(classes)]]
+        parents = [_parent_in(forest, index, len(classes)) for index in range(len(classes))]
     write_rows(file, [_COLUMNS, *((entry.name, parent or "") for entry, parent in zip(classes, parents, strict=True))])
     return file.getvalue()
+
+
+def _parent_in(forest: Forest, index: int, classes: int) -> str:
+    levels = []
+    while (index := forest.parents[index]) >= 0:
+        levels.append(forest.names[index])
+        if index < classes:
+            break
+    return SEPARATOR.join(reversed(levels))

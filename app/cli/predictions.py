@@ -94,7 +94,11 @@ def write_csv(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
     # These columns appear only if they were requested, and so have a value in some result.
     optional: list[tuple[str, Callable[[ImageResult], str | None]]] = [
         (name, cell)
-        for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell), ("path", _path_cell))
+        for name, cell in (
+            ("rejected", _rejected_cell),
+            ("prediction set", _prediction_set_cell),
+            ("label path", _path_cell),
+        )
         if any(cell(result) is not None for result in results)
     ]
     several = ("threshold", "above") if any(result.labels is not None for result in results) else ()
@@ -118,9 +122,16 @@ def write_csv(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
 
 
 def write_json_results(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
-    """Write an object per file to standard output, with its predictions or its error."""
-    pairs = zip(files, results, strict=True)
-    write_json([{"path": file_text(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
+    """Write an object per file to standard output, with its predictions or its error.
+
+    ``path`` is that of the file, and ``label_path`` the one of a hierarchy.
+    """
+    objects = []
+    for file, result in zip(files, results, strict=True):
+        fields = result.model_dump(exclude_none=True)
+        labels = {"label_path": fields.pop("path")} if "path" in fields else {}
+        objects.append({"path": file_text(file), **fields, **labels})
+    write_json(objects)
 
 
 def _above_cells(prediction: "Prediction") -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Label hierarchies: classes with a parent form a forest, whose inner labels need not be classes themselves."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from app.errors import FieldProblem, InvalidFieldError
 from app.names.text import quoted
@@ -32,14 +33,14 @@ class Forest:
     roots: tuple[int, ...]
 
 
-def forest_of(classes: Sequence[ClassEntry], field: str = "classes") -> Forest | None:
+def forest_of(classes: Sequence[ClassEntry], known: int = 0) -> Forest | None:
     """Return the hierarchy of classes with clean names; None if no class has a parent.
 
     A parent is the name of a class, or of a label that is no class, or a path of labels from a root to the parent.
 
     Args:
         classes: of a label set.
-        field: their path in the request.
+        known: how many of the first ones are stored already, and not part of the request.
 
     Raises:
         InvalidFieldError: a label is below itself, or has two parents, or a path has an empty level.
@@ -49,38 +50,62 @@ def forest_of(classes: Sequence[ClassEntry], field: str = "classes") -> Forest |
     names = [entry.name for entry in classes]
     index_of = {name.lower(): index for index, name in enumerate(names)}
     parents = [-1] * len(names)
-    problems: list[FieldProblem] = []
+    givers = [-1] * len(names)  # the classes whose field says what the parent is
+    problems: list[tuple[int, str]] = []
     for index, entry in enumerate(classes):
         lower, levels = index, _levels(entry.parent, index_of)
         if not all(levels):
             problem = f"{quoted(entry.parent or '')} has an empty level; write one name between two '{SEPARATOR}'"
-            problems.append(FieldProblem(f"{field}.{index}.parent", problem))
+            problems.append((index, problem))
             continue
         for level in reversed(levels):
             upper = index_of.setdefault(level.lower(), len(names))
             if upper == len(names):
                 names.append(level)
                 parents.append(-1)
+                givers.append(-1)
             if parents[lower] not in {-1, upper}:
                 both = f"{quoted(names[parents[lower]])} and {quoted(names[upper])}"
                 problem = f"{quoted(names[lower])} has two parents, {both}; a label has at most one"
-                problems.append(FieldProblem(f"{field}.{index}.parent", problem))
+                problems.append((index, problem))
                 break
-            parents[lower] = upper
+            if parents[lower] == -1:
+                parents[lower], givers[lower] = upper, index
             lower = upper
-    problems += [FieldProblem(f"{field}.{index}.parent", problem) for index, problem in _cycles(parents, names)]
+    problems += [(max(givers[label] for label in cycle), problem) for cycle, problem in _cycles(parents, names)]
     if problems:
-        raise InvalidFieldError(problems)
+        raise InvalidFieldError(
+            [FieldProblem(f"classes.{max(index - known, 0)}.parent", problem) for index, problem in problems]
+        )
     return _arranged(names, parents, len(classes))
 
 
-def path_of(forest: Forest, index: int) -> list[str]:
-    """Return the names from the root to a label."""
-    path = []
-    while index >= 0:
-        path.append(forest.names[index])
-        index = forest.parents[index]
-    return path[::-1]
+def without_class(classes: Sequence[ClassEntry], name: str) -> tuple[ClassEntry, ...]:
+    """Return the classes without one; each label stays below those that it was below.
+
+    What only the removed class said of the labels above, a class that remains below them says instead.
+    """
+    known = {entry.name.lower() for entry in classes}
+    chains = {entry.name: [entry.name, *reversed(_levels(entry.parent, known))] for entry in classes}
+    above: dict[str, str] = {}
+    said: set[str] = set()  # labels whose parent a remaining class gives
+    for entry_name, chain in chains.items():
+        for lower, upper in pairwise(chain):
+            above.setdefault(lower.lower(), upper)
+            if entry_name != name:
+                said.add(lower.lower())
+    remaining = []
+    for entry in classes:
+        if entry.name == name:
+            continue
+        label = chains[entry.name][-1]
+        levels = [] if entry.parent is None else [entry.parent]
+        while label.lower() in above and label.lower() not in said:
+            said.add(label.lower())
+            label = above[label.lower()]
+            levels.insert(0, label)
+        remaining.append(replace(entry, parent=SEPARATOR.join(levels) or None))
+    return tuple(remaining)
 
 
 def _levels(parent: str | None, known: Iterable[str]) -> list[str]:
@@ -91,8 +116,8 @@ def _levels(parent: str | None, known: Iterable[str]) -> list[str]:
     return [level.strip() for level in parent.split(SEPARATOR)]
 
 
-def _cycles(parents: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield a label of each cycle, and what is wrong."""
+def _cycles(parents: Sequence[int], names: Sequence[str]) -> Iterator[tuple[list[int], str]]:
+    """Yield the labels of each cycle, and what is wrong."""
     done: set[int] = set()
     for first in range(len(parents)):
         path: dict[int, None] = {}
@@ -103,12 +128,12 @@ def _cycles(parents: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int,
         if index in path:
             cycle = list(path)[list(path).index(index) :]
             if len(cycle) == 1:
-                yield index, f"{quoted(names[index])} is its own parent; remove the parent, or name another one"
+                yield cycle, f"{quoted(names[index])} is its own parent; remove the parent, or name another one"
             else:
                 shown = [quoted(names[each]) for each in cycle[:_MAX_SHOWN]]
                 more = ["..."] if len(cycle) > _MAX_SHOWN else []
                 listed = " is below ".join([*shown, *more, quoted(names[index])])
-                yield index, f"the parents form a cycle: {listed}; remove one of these parents"
+                yield cycle, f"the parents form a cycle: {listed}; remove one of these parents"
         done.update(path)
 
 

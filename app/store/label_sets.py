@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.names.hierarchy import forest_of
+from app.names.hierarchy import forest_of, without_class
 from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of, own_name
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
@@ -214,7 +214,7 @@ class LabelSetRepository:
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
-            forest_of(merged)
+            forest_of(merged, known=len(current.classes))
             return append_version(session, row, merged, settings_of(current))
 
     async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:
@@ -223,16 +223,21 @@ class LabelSetRepository:
         Raises:
             UnknownNameError: there is no such label set, or no such class in it.
             PreconditionFailedError: the current version is not in ``if_match``.
-            ConflictError: it is the only class.
+            ConflictError: it is the only class, or the parents of the others form no forest without it.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
-            remaining = tuple(entry for entry in current.classes if entry.name != classname)
+            remaining = without_class(current.classes, classname)
             if len(remaining) == len(current.classes):
                 raise UnknownNameError("class", escape_surrogates(classname), (entry.name for entry in current.classes))
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
+            try:
+                forest_of(remaining)
+            except InvalidFieldError as error:  # a name with the separator of paths was a class, and is a path now
+                problem = f"without the class '{classname}', {error.problems[0].problem}"
+                raise ConflictError(f"{problem}; change the parents first") from error
             return append_version(session, row, remaining, settings_of(current))
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:

@@ -735,6 +735,15 @@ def test_the_answer_follows_the_examples_as_they_are_added_and_deleted(taught):
     assert [best(shade(kind, 70)) for kind in range(3)] == ["sky", "leaf", "tomato"]
 
 
+def test_a_threshold_on_scores_with_priors_has_no_known_rate_of_false_rejections(taught):
+    names = [each["name"] for each in taught.get("/v1/label-sets/things").json()["classes"]]
+    fields = {"label_set": "things", "reject_below": 0.5}
+    plain = answer(as_json(taught, [picture()], **fields))["calibration"]
+    weighted = answer(as_json(taught, [picture()], **fields, priors=dict.fromkeys(names, 2)))["calibration"]
+    assert plain["false_rejection_rate"] is not None
+    assert weighted == {**plain, "false_rejection_rate": None}
+
+
 def test_a_set_of_labels_and_a_rejection_follow_from_the_examples_in_every_form(taught):
     fields = {"label_set": "things", "coverage": 0.9, "false_rejection_rate": 0.2}
     answers = [answer(each) for each in in_every_form(taught, shade(0, 70), **fields)]

@@ -66,6 +66,7 @@ def test_without_parents_there_is_no_path_and_no_minimum(shared_client):
             [{"name": "cat", "parent": "pet|small"}, {"name": "ant", "parent": "wild|small"}],
             "'small' has two parents, 'pet' and 'wild'",
         ),
+        ([{"name": "cat", "parent": "pet|wild|pet"}], "classes.0.parent: the parents form a cycle"),
         ([{"name": "cat", "parent": " "}], "parent"),
         ([{"name": "cat", "parent": "pet||small"}], "has an empty level"),
     ],
@@ -78,10 +79,42 @@ def test_parents_that_form_no_forest_are_refused(shared_client, classes, words):
 
 def test_added_classes_must_keep_the_forest(shades):
     cycle = [{"name": "colour", "parent": "red"}]
-    assert "form a cycle" in shades.post(f"{AT}/classes", json={"classes": cycle}).text
+    refused = shades.post(f"{AT}/classes", json={"classes": ["pink", *cycle]})
+    assert "form a cycle" in refused.text
+    assert fields_of(refused) == {"classes.1.parent"}
     added = shades.post(f"{AT}/classes", json={"classes": [{"name": "pink", "parent": "warm"}]}).json()
     assert added["classes"][-1]["parent"] == "warm"
     assert shades.delete(f"{AT}/classes/red").json()["classes"][0]["name"] == "orange"
+
+
+@pytest.mark.parametrize(
+    ("classes", "removed", "parents"),
+    [
+        # The removed class is above another.
+        ([{"name": "b", "parent": "a"}, {"name": "c", "parent": "b"}, "d"], "b", ["a|b", None]),
+        ([{"name": "b", "parent": "a"}, {"name": "c", "parent": "b|x"}, "d"], "b", ["a|b|x", None]),
+        # Only the removed class says what a label is below; once is enough.
+        (
+            [{"name": "c", "parent": "a|b"}, {"name": "d", "parent": "b"}, {"name": "e", "parent": "B"}],
+            "c",
+            ["a|b", "B"],
+        ),
+        ([{"name": "c", "parent": "a|b"}, "b"], "c", ["a"]),
+        ([{"name": "c", "parent": "a|b"}, {"name": "d", "parent": "a|b"}], "c", ["a|b"]),
+        ([{"name": "c", "parent": "a|b"}, "d"], "c", [None]),
+    ],
+)
+def test_labels_stay_where_they_are_when_a_class_is_removed(shared_client, classes, removed, parents):
+    shared_client.put(AT, json={"classes": classes})
+    left = shared_client.delete(f"{AT}/classes/{removed}").json()["classes"]
+    assert [each["parent"] for each in left] == parents
+
+
+def test_a_class_whose_name_would_become_two_levels_of_others_is_not_removed(shared_client):
+    classes = ["a|b", {"name": "x", "parent": "a|b"}, {"name": "y", "parent": "c|b"}]
+    shared_client.put(AT, json={"classes": classes})
+    problem_of(shared_client.delete(f"{AT}/classes/a%7Cb"), "conflict")
+    assert answer(as_json(shared_client, [picture("red")], label_set="shades"))["results"][0]["path"]
 
 
 def test_a_label_above_others_may_be_a_class_and_the_path_ends_there_if_it_fits_best(shared_client):

@@ -126,6 +126,9 @@ def test_what_assumes_one_label_per_image_is_refused(make_client):
             assert "several" in response.json()["detail"]
     for name in ("coverage", "false_rejection_rate"):
         assert fields_of(as_json(client, [YELLOW], **fields, **{name: 0.5})) == {name}
+    # Not that something is missing which would not help.
+    for priors in ("estimate", {"tomato": 1}):
+        assert "assumes that each image has one label" in as_json(client, [YELLOW], **fields, priors=priors).text
     # The methods are compared for images with one label, so the evidence does not decide.
     assert answer(as_json(client, [YELLOW], **fields))["method"] == "zero-shot"
     assert "several labels" in answer(as_json(client, [YELLOW], **fields, method="auto"))["reason"]

@@ -435,11 +435,13 @@ def test_a_hierarchy_is_imported_shown_and_exported_and_answers_end_at_a_sure_la
         assert "colour|warm" in run("label-sets", "show", "again", *where).stdout
 
     (result,) = json.loads(run("classify", image, "-s", "tree", "-f", "json", *where).stdout)
-    assert [step["label"] for step in result["path"]] == ["colour", "blue"]
+    assert [step["label"] for step in result["label_path"]] == ["colour", "blue"]
+    assert result["path"].endswith(".png")
     table = run("classify", image, "-s", "tree", "--min-score", "1", *where).stdout
     assert table.splitlines()[1].split()[1] == "colour"
     rows = list(csv.DictReader(io.StringIO(run("classify", image, "-s", "tree", "-f", "csv", *where).stdout)))
-    assert rows[0]["path"] == "colour|blue"
+    assert rows[0]["label path"] == "colour|blue"
+    assert rows[0]["path"].endswith(".png")
 
 
 # --- classification with example images ----------------------------------------------------------------------

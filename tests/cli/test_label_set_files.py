@@ -4,7 +4,7 @@ import pytest
 
 from app.cli.label_set_files import classes_of_csv, classes_of_text, csv_of, indented_text_of
 from app.errors import InvalidFieldError
-from app.names.hierarchy import forest_of, path_of
+from app.names.hierarchy import forest_of
 from app.types import ClassEntry
 
 TEXT = "animal\n  dog\n    poodle\n    beagle\n  cat\ncoffee, black\n"
@@ -12,7 +12,11 @@ TEXT = "animal\n  dog\n    poodle\n    beagle\n  cat\ncoffee, black\n"
 
 def paths_of(classes):
     forest = forest_of(classes)
-    return ["|".join(path_of(forest, index)) for index in range(len(classes))]
+
+    def path_of(index):
+        return [] if index < 0 else [*path_of(forest.parents[index]), forest.names[index]]
+
+    return ["|".join(path_of(index)) for index in range(len(classes))]
 
 
 def test_indented_lines_are_below_the_line_above():
@@ -50,3 +54,9 @@ def test_a_class_above_others_cannot_be_written_as_text():
     with pytest.raises(InvalidFieldError, match=r"suffix \.csv or \.json"):
         indented_text_of(classes)
     assert paths_of(classes_of_csv(csv_of(classes), "x.csv")) == ["dog", "dog|poodle"]
+
+
+def test_csv_keeps_a_class_below_one_whose_name_has_the_separator():
+    classes = [ClassEntry("a|b", parent="letters"), ClassEntry("c", parent="a|b"), ClassEntry("d", parent="c|small")]
+    again = classes_of_csv(csv_of(classes), "x.csv")
+    assert [entry.parent for entry in again] == ["letters", "a|b", "c|small"]

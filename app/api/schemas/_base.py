@@ -59,8 +59,8 @@ def _naming_known_fields(error: ValidationError, known: Sequence[str]) -> Valida
             kind, message = "unknown_field", unknown_field(str(loc[-1]), known)
         elif kind in {"model_type", "model_attributes_type"} and not loc:
             message = f"must be an object; its fields: {', '.join(sorted(known))}"
-        # The message is complete; as a template it must not be filled again.
-        reported = PydanticCustomError(kind, message.replace("{", "{{").replace("}", "}}"), problem.get("ctx"))
+        # Without a context, because the message is complete, and must not be filled again as a template.
+        reported = PydanticCustomError(kind, message)
         problems.append({"type": reported, "loc": loc, "input": None})
     return ValidationError.from_exception_data(error.title, problems)
 

@@ -32,6 +32,9 @@ from app.types import (
 # More than any method has; every invalid one is reported.
 _MAX_OPTIONS = 100
 
+# An integer in JSON may have more digits than a float holds.
+_LARGEST_NUMBER = 1e308
+
 
 def _json_object(value: object) -> object:
     """Parse an object that a form or a query carries as text."""
@@ -39,7 +42,7 @@ def _json_object(value: object) -> object:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
+            raise PydanticCustomError("json", 'must be a JSON object such as {"beta": 0.7}') from error
     if isinstance(value, Mapping) and len(value) > _MAX_OPTIONS:
         raise PydanticCustomError(
             "too_many_fields", f"has {len(value):,} entries; at most {_MAX_OPTIONS} options are accepted"
@@ -56,7 +59,7 @@ def _priors(value: object) -> object:
             value = json.loads(value)
     if not isinstance(value, Mapping):
         raise PydanticCustomError(
-            "priors", "must be an object such as {{\"cat\": 120, \"dog\": 40}}, or 'estimate' or 'uniform'"
+            "priors", "must be an object such as {\"cat\": 120, \"dog\": 40}, or 'estimate' or 'uniform'"
         )
     if len(value) > MAX_ITEMS:
         raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
@@ -65,6 +68,10 @@ def _priors(value: object) -> object:
             raise PydanticCustomError(
                 "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
             )
+        if isinstance(number, int) and number > _LARGEST_NUMBER:
+            problem = "has a number above {largest} for {name}; only the ratios matter, so divide all by one number"
+            context = {"name": repr(str(name)[:80]), "largest": f"{_LARGEST_NUMBER:.0e}"}
+            raise PydanticCustomError("priors", problem, context)
     return value
 
 
