@@ -394,7 +394,8 @@ class LabelSets(_Resource):
             images: labelled images, by class, or pairs of an image and its classes; by default the stored examples.
             model: the model; by default the service's first.
             template: a template set or one template; by default that of the label set.
-            multi_label: images may have several classes; by default true if one of ``images`` has.
+            multi_label: images may have several classes; by default true if one of ``images`` has, or if the label set
+                says so.
         """
         labelled = [(label, read_upload(image)) for label, image in _calls.labelled_pairs(images)]
         return self._job(_calls.evaluate(name, labelled, model, template, multi_label=multi_label))

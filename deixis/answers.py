@@ -299,6 +299,7 @@ class LabelSetSummary(Answer):
     name: str
     version: int
     classes: int
+    multi_label: bool = False
     created_at: datetime
 
 

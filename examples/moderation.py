@@ -3,8 +3,9 @@
     python examples/moderation.py [FOLDER] [--url URL]
 
 The labels are two lists: unwanted and harmless content. The harmless labels are necessary: with unwanted labels only,
-every image would get one of them. An image is blocked if the unwanted labels together have a high probability, and
-passes if they have a low one. A person reviews the images between, and those that fit no label.
+every image would get one of them. They include what resembles unwanted content, as a camera resembles a gun. An image
+is blocked if the unwanted labels together have a high probability, and passes if they have a low one. A person reviews
+the images between, and those that fit no label.
 """
 
 import argparse
@@ -22,6 +23,7 @@ HARMLESS = [
     "a landscape",
     "food",
     "a cup of coffee",
+    "a camera",
     "a building",
     "the night sky",
 ]

@@ -149,7 +149,9 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
 def image_results(
     task: Task, classes: ClassScores, none: NoneOfThese | None = None, *, warns: bool = True
 ) -> list[ImageResult]:
-    """Return each image's ``top_k`` predictions, best first, with rejection and prediction set where requested.
+    """Return each image's predictions, best first, with rejection and prediction set where requested.
+
+    They are the best ``top_k``, and where images may have several labels, all that reach their threshold.
 
     Args:
         task: resolved.
@@ -174,7 +176,8 @@ def image_results(
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
     ):
-        best = ranked[: task.top_k]
+        is_above = scores >= thresholds if scoring.multi_label else None
+        best = ranked[: task.top_k] if is_above is None else _best_and_above(ranked, is_above, task.top_k)
         none_score = None if none is None else float(none.scores[number])
         weak = None if none_score is None or not warns else none_score > 1 - KNOWN_ABOVE
         results.append(
@@ -196,6 +199,14 @@ def image_results(
             )
         )
     return results
+
+
+def _best_and_above(ranked: np.ndarray, is_above: np.ndarray, top_k: int) -> np.ndarray:
+    """Return the indices of the best ``top_k`` classes and of all that reach their threshold, best first."""
+    kept = is_above[ranked]
+    kept[:top_k] = True
+    chosen: np.ndarray = ranked[kept]
+    return chosen
 
 
 def _names(task: Task, indices: np.ndarray) -> tuple[str, ...]:

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 # Of a table: the best label and the next one.
 _TABLE_TOP_K = 2
-# Of images with several labels: the scores of most labels that an image can have.
-_SEVERAL_TOP_K = 100
 _SORTING = "Sorting into folders"
 
 
@@ -93,8 +91,7 @@ def classify_command(
     status: 0 if every file was classified, 1 if some were not, 2 if none was.
     """
     if request.top_k is None:
-        top_k = _TABLE_TOP_K if output is Format.TABLE else 1
-        request = replace(request, top_k=_SEVERAL_TOP_K if request.multi_label else top_k)
+        request = replace(request, top_k=_TABLE_TOP_K if output is Format.TABLE else 1)
     with report_errors():
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
         bad_folders: list[OSError] = []

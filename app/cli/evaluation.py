@@ -198,15 +198,19 @@ async def _with_classes(
     backend: Backend, request: ClassifyRequest, true_names: Sequence[str], way_out: str
 ) -> tuple[list[str], ClassifyRequest]:
     """Return the classes, which are the true ones unless the request names them, and the request with them."""
+    multi_label = None
     if request.label_set is not None:
-        classnames = [entry.name for entry in (await backend.label_set(request.label_set)).classes]
+        label_set = await backend.label_set(request.label_set)
+        classnames = [entry.name for entry in label_set.classes]
         labels = request.labels
+        if label_set.multi_label:
+            multi_label = False  # each image has one true class
     else:
         labels = list(true_names) if request.labels is None else list(request.labels)
         classnames = [clean_classname(label) for label in labels]
     for unknown in sorted(set(true_names) - set(classnames)):
         raise UnknownNameError("class", unknown, classnames, way_out)
-    return classnames, replace(request, labels=labels, options={}, top_k=len(classnames))
+    return classnames, replace(request, labels=labels, options={}, top_k=len(classnames), multi_label=multi_label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def classify_samples(
     summary, request = _pinned_request(client, labels, label_set, options)
     if store_logits and not summary.labels:
         raise ValueError("store_logits needs labels or label_set; discovered labels have no logits")
-    request["top_k"] = max(top_k, len(summary.labels)) if store_logits or request.get("multi_label") else top_k
+    request["top_k"] = max(top_k, len(summary.labels)) if store_logits else top_k
     tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
     def label_of(result: "ImageResult") -> Any:
@@ -142,9 +142,7 @@ def _pinned_request(
     found = client.label_sets.get(label_set)
     reference = f"{found.name}@{found.version}"
     classnames = tuple(entry.name for entry in found.classes)
-    several = options.get("multi_label", found.multi_label)
-    settings = {"label_set": reference, **({"multi_label": True} if several else {})}
-    return LabellingSummary(model, reference, classnames), {**request, **settings}
+    return LabellingSummary(model, reference, classnames), {**request, "label_set": reference}
 
 
 def _shown(result: "ImageResult", top_k: int) -> "Sequence[Prediction]":

@@ -313,9 +313,9 @@ class _Backend:
             "to_name": control.image,
             "type": "choices",
             "value": {"choices": [choices[index].result for index in chosen]},
-            "score": scores[best],
+            "score": scores[chosen[0]],
         }
-        return region, scores[best]
+        return region, scores[chosen[0]]
 
 
 def _grouped(tasks: Sequence[TaskBody], plan: _Plan, problems: dict[int, str]) -> dict[tuple[Choice, ...], list[_Item]]:

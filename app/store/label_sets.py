@@ -52,6 +52,7 @@ class LabelSetSummary:
     version: int
     class_count: int
     created_at: datetime
+    multi_label: bool = False
 
 
 class LabelSetRepository:
@@ -121,6 +122,7 @@ class LabelSetRepository:
                 LabelSetVersionRow.version,
                 func.json_array_length(LabelSetVersionRow.classes, type_=Integer),
                 LabelSetVersionRow.created_at,
+                LabelSetVersionRow.multi_label,
             )
             .join(
                 LabelSetRow,

@@ -248,3 +248,14 @@ def test_stored_examples_of_several_classes_are_measured_by_label_and_not_compar
         "sky": 10,
     }
     assert ended(client, client.post(STORED, json={}))["result"]["images"] == 18
+
+
+def test_a_label_set_for_several_labels_is_measured_by_label_unless_the_request_says_otherwise(client):
+    with_things(client)
+    teach(client, each=6)
+    client.put("/v1/label-sets/things", json={"classes": list(CLASSES), "multi_label": True}).raise_for_status()
+    assert "at_default" in ended(client, client.post(STORED, json={}))["result"]
+    assert "methods" in ended(client, client.post(STORED, json={"multi_label": False}))["result"]
+    images, classes = [shade(kind, 30) for kind in range(3)], list(CLASSES)[:3]
+    assert "at_default" in ended(client, post(client, images, classes, STORED))["result"]
+    assert "methods" in ended(client, post(client, images, classes, STORED, multi_label="false"))["result"]

@@ -64,13 +64,15 @@ def test_softmax_and_sigmoid_models_score_alike(make_client):
     assert [each["score"] for each in sigmoid] == pytest.approx([each["score"] for each in softmax], abs=1e-6)
 
 
-def test_labels_are_all_of_them_and_empty_if_none_fits(shared_client):
+def test_labels_and_their_scores_are_all_of_them_whatever_top_k_says(shared_client):
     reply = answer(
         as_json(shared_client, [YELLOW, picture("blue")], labels=["red", "green"], multi_label=True, top_k=1,
                 reject_below=0.9)
     )  # fmt: skip
     assert [sorted(labels) for labels in labels_of(reply)] == [["green", "red"], []]
-    assert [len(result["predictions"]) for result in reply["results"]] == [1, 1]
+    both, none = ([each["label"] for each in result["predictions"]] for result in reply["results"])
+    assert both == reply["results"][0]["labels"]
+    assert len(none) == 1  # the best one, for a look at its score
     assert [result["rejected"] for result in reply["results"]] == [False, True]
 
 

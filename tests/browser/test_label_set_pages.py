@@ -87,16 +87,34 @@ def test_a_label_set_is_created_and_has_an_address(open_page, client, server):
     expect(page.locator("#label-set")).to_have_value("birds of prey")
 
 
-def test_saving_keeps_thresholds_and_the_mode_that_the_page_does_not_edit(open_page, client, pets):
-    classes = [{"name": "cat", "threshold": 0}, {"name": "dog", "threshold": 0.7}]
-    client.put(f"/v1/label-sets/{pets}", json={"classes": classes, "multi_label": True}).raise_for_status()
+def test_thresholds_are_edited_if_an_image_may_have_several_labels(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
-    add_class(page, "parrot")
+    cat = open_class(page, "cat")
+    threshold = cat.get_by_label("Threshold")
+    expect(threshold).to_be_hidden()
+    page.check("#editor-multi-label")
+    expect(page.locator("#unsaved")).to_be_visible()
+    threshold.fill("much")
     save(page)
-    saved(page, 3)
+    expect(cat.locator(".field-problem")).to_contain_text("valid number")
+    expect(threshold).to_be_focused()
+    threshold.fill("0")
+    open_class(page, "dog").get_by_label("Threshold").fill("0.7")
+    expect(cat.locator("summary")).to_contain_text("from 0")
+    save(page)
+    saved(page, 2)
     found = stored(client, pets)
     assert found["multi_label"] is True
     assert [entry["threshold"] for entry in found["classes"]] == [0, 0.7, None]
+    page.reload()
+    expect(page.locator("#editor-multi-label")).to_be_checked()
+    page.uncheck("#editor-multi-label")
+    expect(page.locator("#editor-classes summary").first).not_to_contain_text("from 0")
+    save(page)
+    saved(page, 3)
+    found = stored(client, pets)
+    assert found["multi_label"] is False
+    assert [entry["threshold"] for entry in found["classes"]] == [0, 0.7, None]  # kept for the next time
 
 
 def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets):
@@ -523,6 +541,27 @@ def test_methods_are_compared_on_the_example_images(open_page, with_examples):
     page.select_option("#confusion-of", "gda")
     expect(page.locator("#held-out-confusion caption")).to_contain_text("Predictions of gda")
     assert page.locator("#held-out-confusion tbody th").all_inner_texts() == ["cat", "coffee cup"]
+
+
+def test_labels_are_measured_if_an_image_may_have_several(open_page, client, with_examples):
+    classes = ["cat", {"name": "coffee cup", "threshold": 0.4}, "rocket"]
+    client.put(f"/v1/label-sets/{with_examples}", json={"classes": classes, "multi_label": True}).raise_for_status()
+    page = open_page(f"#label-sets/{with_examples}")
+    page.click("#evaluate")
+    expect(page.locator("#evaluate-status")).to_have_text("Measured on 8 images, model embedded.", timeout=30_000)
+    expect(page.locator("#evaluation")).to_be_hidden()
+    expect(page.locator("#label-evaluation strong")).to_have_text("1.000")
+    totals, by_label = (each.locator("tbody tr").all() for each in page.locator("#label-evaluation table").all())
+    assert [row.locator("th").inner_text().split(",")[0] for row in totals] == [
+        "in use",
+        "one for all labels",
+        "one for each label",
+    ]
+    assert all(re.fullmatch(r"[01]\.\d{3}", text) for row in totals for text in row.locator("td").all_inner_texts())
+    cells = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in by_label}
+    assert [cells[name][:2] for name in ("cat", "coffee cup")] == [["4", "1.000"]] * 2
+    assert cells["coffee cup"][2] == "0.40"
+    assert float(cells["cat"][4]) > 0.5
 
 
 def test_without_example_images_the_reason_is_shown(open_page, pets):

@@ -401,6 +401,29 @@ def test_an_image_with_several_labels_has_a_check_mark_for_each(open_page, pictu
     expect(page.locator("#multi-label")).to_be_checked()
 
 
+def test_a_label_set_says_that_an_image_may_have_several_labels(open_page, pictures, client):
+    classes = ["cat", "kitten", "submarine", "rocket", "tractor", "violin", "teapot"]
+    client.put("/v1/label-sets/several", json={"classes": classes, "multi_label": True}).raise_for_status()
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.locator("input[value=label_set]").check()
+    page.select_option("#label-set", "several")
+    page.click("#options summary")
+    expect(page.locator("#multi-label")).to_be_checked()
+    expect(page.locator("#multi-label")).to_be_disabled()
+    with page.expect_response("**/v1/classify") as answered:
+        classify(page)
+    (result,) = answered.value.json()["results"]
+    assert len(result["predictions"]) == len(classes)  # the slider needs the scores of all
+    expect(page.locator(".card .verdict")).to_have_text(re.compile("^✓ (cat, ✓ kitten|kitten, ✓ cat)$"))
+    expect(page.locator(".threshold")).to_contain_text("Labels from")
+    page.select_option("#label-set", "things")
+    expect(page.locator("#multi-label")).not_to_be_checked()
+    expect(page.locator("#multi-label")).to_be_enabled()
+    expect(page.locator(".threshold")).to_contain_text("None of these below")
+    client.delete("/v1/label-sets/several").raise_for_status()
+
+
 def test_label_sets_methods_and_links_keep_the_question(open_page, pictures, server):
     page = open_page()
     choose(page, pictures / "coffee.jpg")

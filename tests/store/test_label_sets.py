@@ -118,8 +118,8 @@ async def test_the_list_is_sorted_by_code_point_and_paged_by_name(repository):
 
 async def test_the_list_has_the_current_version_and_its_number_of_classes(repository):
     await repository.put("pets", [LYNX], "photo")
-    current, _ = await repository.put("pets", [LYNX, PUMA, OCELOT], "photo")
-    assert await repository.list(10) == [LabelSetSummary("pets", 2, 3, current.created_at)]
+    current, _ = await repository.put("pets", [LYNX, PUMA, OCELOT], "photo", multi_label=True)
+    assert await repository.list(10) == [LabelSetSummary("pets", 2, 3, current.created_at, multi_label=True)]
 
 
 async def test_the_list_excludes_deleted_label_sets(repository):

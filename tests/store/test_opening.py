@@ -57,7 +57,7 @@ async def test_sqlite_is_configured_for_durability_and_lock_timeouts(sqlite_url,
 
 
 async def test_a_version_requires_its_label_set(engine):
-    orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00', 'max', 0)"
+    orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00', 'max', false)"
     async with engine.connect() as connection:
         with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
             await connection.execute(text(orphan))

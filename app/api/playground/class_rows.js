@@ -1,7 +1,7 @@
 // The classes of a draft, one row each: a closed row summarises the class, an open row has its fields. The fields are
 // created when a row is first opened, because a label set may have ten thousand classes.
 import { byId, countText, lines, create } from "./elements.js";
-import { LISTS, newClass } from "./draft.js";
+import { LISTS, newClass, thresholdOf } from "./draft.js";
 import { classExamples } from "./examples.js";
 
 const FIELDS = {
@@ -12,6 +12,7 @@ const FIELDS = {
   prompt: { label: "Class prompt", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
   parent: { label: "Parent", hint: "The label above this one, for example: dog, or with several levels: animal|dog." },
   prior: { label: "Prior", hint: "How often images show this class, as a count or a share; for every class, or for none." },
+  threshold: { label: "Threshold", hint: "An image has this label from this score, between 0 and 1. Empty: fitted to the example images, or 0.5." },
 };
 
 // With more rows than this, rows outside the viewport are not laid out.
@@ -37,6 +38,7 @@ export function classRows(draft, { changed, countOf }) {
       const filled = LISTS.map((kind) => [kind, lines(entry[kind]).length]).filter(([, count]) => count);
       const summary = filled.map(([kind, count]) => countText(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
       if (entry.prompt.trim()) summary.push("class prompt");
+      if (draft.multiLabel && thresholdOf(entry) !== null) summary.push(`from ${thresholdOf(entry)}`);
       const images = entry.stored === null ? 0 : countOf(entry.stored);
       if (images) summary.push(countText(images, "example image"));
       if (entry.stored === null) summary.push("not saved yet");
@@ -73,7 +75,7 @@ export function classRows(draft, { changed, countOf }) {
     const id = `class-field-${fieldCount}`;
     const isList = LISTS.includes(kind);
     const rowsShown = Math.min(8, Math.max(2, lines(entry[kind]).length));
-    const control = isList ? create("textarea", { id, rows: rowsShown }) : create("input", { id, autocomplete: "off" });
+    const control = isList ? create("textarea", { id, rows: rowsShown }) : create("input", { id, autocomplete: "off", inputMode: kind === "threshold" ? "decimal" : "" });
     control.value = entry[kind];
     control.oninput = () => {
       entry[kind] = control.value;
@@ -83,11 +85,17 @@ export function classRows(draft, { changed, countOf }) {
     parts.controls[kind] = control;
     const texts = FIELDS[kind];
     const hint = texts.hint ? [create("p", { className: "hint", textContent: texts.hint })] : [];
-    return create("div", { className: "field" }, create("label", { htmlFor: id, textContent: texts.label }), control, ...hint);
+    return create("div", { className: `field ${kind}-field` }, create("label", { htmlFor: id, textContent: texts.label }), control, ...hint);
   }
 
   list.replaceChildren(...draft.classes.map(row));
   list.classList.toggle("many", draft.classes.length > MANY);
+  showFields();
+
+  /** Show thresholds only if an image may have several labels. */
+  function showFields() {
+    list.classList.toggle("several-labels", draft.multiLabel);
+  }
 
   return {
     add(names) {
@@ -99,7 +107,10 @@ export function classRows(draft, { changed, countOf }) {
         list.append(row(draft.classes.at(-1)));
       }
     },
-    refresh: () => rows.forEach((parts) => parts.refresh()),
+    refresh() {
+      showFields();
+      rows.forEach((parts) => parts.refresh());
+    },
     /** Return the names of the classes whose rows are open. */
     opened: () => new Set([...rows].filter(([, parts]) => parts.details.open).map(([entry]) => entry.name.trim())),
     /** Open the rows of classes by their names. */
@@ -114,7 +125,7 @@ export function classRows(draft, { changed, countOf }) {
       const [, index, kind = "name"] = path.split(".");
       const entry = draft.classes[Number(index)];
       const parts = rows.get(entry);
-      if (!parts || !(kind in FIELDS)) return null;
+      if (!parts || !(kind in FIELDS) || (kind === "threshold" && !draft.multiLabel)) return null;
       opened(entry, parts);
       parts.item.hidden = false;
       return parts.controls[kind];

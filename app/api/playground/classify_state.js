@@ -33,15 +33,26 @@ export function newState() {
 
 // --- the question ----------------------------------------------------------------------------------------------------
 
+/** Return the label set that is selected, undefined if there is none or the names are not loaded yet. */
+const selectedLabelSet = ({ source, labelSet, labelSets }) => (source === "label_set" ? labelSets?.find(({ name }) => name === labelSet) : undefined);
+
+/** Return whether the label set itself says that an image may have several labels. */
+export const isLabelSetOfSeveral = (state) => Boolean(selectedLabelSet(state)?.multi_label);
+
+/** Return whether an image may have several labels: the option says so, or the label set. */
+export const hasSeveralLabels = (state) => state.source !== "none" && (state.options.multiLabel || isLabelSetOfSeveral(state));
+
 /** Return the fields of a request as [[name, value], ...], without those that have their default. */
-export function requestFields({ source, labels, labelSet, options }) {
-  const { method, model, template, topK, database, group, multiLabel, reject } = options;
+export function requestFields(state) {
+  const { source, labels, labelSet, options } = state;
+  const { method, model, template, topK, database, group, reject } = options;
+  const severalLabels = hasSeveralLabels(state);
   const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
-  if (multiLabel && source !== "none") Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
+  if (severalLabels) Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
   if (source === "labels") values.labels = [...labels];
   if (source === "label_set") values.label_set = labelSet;
   if (source === "none") Object.assign(values, { database, group: group || "" });
-  else values.reject = reject;
+  else values.reject = severalLabels ? "" : reject;
   return Object.entries(values).filter(([, value]) => value !== "");
 }
 
@@ -49,7 +60,7 @@ export function requestFields({ source, labels, labelSet, options }) {
 export function questionOf(state) {
   if (missingInput(state)) return null;
   const together = isTogether(state) ? state.pictures.map((picture) => picture.id) : [];
-  const version = state.source === "label_set" ? state.labelSets?.find(({ name }) => name === state.labelSet)?.version : null;
+  const version = state.source === "label_set" ? selectedLabelSet(state)?.version : null;
   return JSON.stringify([requestFields(state), together, version, state.lessons]);
 }
 

@@ -3,7 +3,7 @@ import { countText, percent } from "./elements.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { curlCode, pythonCode } from "./code.js";
 import { SAMPLES, sampleUrl } from "./samples.js";
-import { commonWarnings, groupCounts, isAlone, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
+import { commonWarnings, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
 import { gallery, sentence } from "./results.js";
 
 // Further labels are in a select element.
@@ -137,7 +137,7 @@ function optionsPanel(state, actions) {
   const changed = ["method", "model", "template", "multiLabel"].filter((name) => state.options[name]).length;
   return html`<details id="options" class="panel">
     <summary>Options${changed ? html` <span class="count">${changed}</span>` : nothing}</summary>
-    ${state.source === "none" ? nothing : html`<label class="check"><input id="multi-label" type="checkbox" .checked=${live(state.options.multiLabel)} @change=${(event) => actions.setOption("multiLabel", event.target.checked)}> Several labels per image</label>${fieldProblem(state, "multi_label")}`}
+    ${state.source === "none" ? nothing : html`<label class="check"><input id="multi-label" type="checkbox" .checked=${live(hasSeveralLabels(state))} ?disabled=${isLabelSetOfSeveral(state)} @change=${(event) => actions.setOption("multiLabel", event.target.checked)}> Several labels per image${isLabelSetOfSeveral(state) ? ", as the label set says" : nothing}</label>${fieldProblem(state, "multi_label")}`}
     <div class="field"><label for="method">Method</label>${select("method", state, actions, [["", "Default"], ["auto", "auto"], ...state.methods.map((entry) => [entry.name, entry.name])])}</div>
     ${summary ? html`<p id="method-summary" class="hint">${summary}</p>` : nothing}
     <div class="field"><label for="model">Model</label>${select("model", state, actions, state.models.map((entry, index) => [index ? entry.name : "", entry.name]))}</div>
@@ -249,7 +249,7 @@ function filters(state, actions) {
 
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
-  const severalLabels = state.options.multiLabel;
+  const severalLabels = hasSeveralLabels(state);
   const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> None of these: automatic</label>`;
   if (automatic !== nothing && state.options.reject) return automatic;
   const text = severalLabels ? "Labels from" : "None of these below";

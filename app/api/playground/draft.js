@@ -4,7 +4,7 @@ import { lines } from "./elements.js";
 /** The texts of a class that are typed one per line. */
 export const LISTS = ["synonyms", "descriptions", "features"];
 
-export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", threshold: null, parent: "", prior: "" });
+export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "", threshold: "", parent: "", prior: "" });
 
 /** Return the draft of a new label set. */
 export function emptyDraft() {
@@ -16,7 +16,7 @@ export function emptyDraft() {
 export function draftOf(labelSet, newest, etag) {
   const stored = new Set(newest.classes.map((entry) => entry.name)); // example images can be added only to these
   const classes = labelSet.classes.map((entry) => ({
-    stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "", threshold: entry.threshold,
+    stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "", threshold: String(entry.threshold ?? ""),
     parent: entry.parent || "", prior: labelSet.priors ? String(labelSet.priors[entry.name]) : "",
     ...Object.fromEntries(LISTS.map((list) => [list, entry[list].join("\n")])),
   }));
@@ -32,7 +32,7 @@ export function bodyOf(draft) {
   const priors = draft.classes.filter((entry) => entry.prior.trim()).map((entry) => [entry.name.trim(), Number(entry.prior.replace(",", "."))]);
   return {
     classes: draft.classes.map((entry) => ({
-      name: entry.name.trim(), prompt: entry.prompt.trim() || null, threshold: entry.threshold, parent: entry.parent.trim() || null,
+      name: entry.name.trim(), prompt: entry.prompt.trim() || null, threshold: thresholdOf(entry), parent: entry.parent.trim() || null,
       ...Object.fromEntries(LISTS.map((list) => [list, lines(entry[list])])),
     })),
     templates: draft.templates.trim(),
@@ -40,6 +40,12 @@ export function bodyOf(draft) {
     multi_label: draft.multiLabel,
     priors: priors.length ? Object.fromEntries(priors) : null,
   };
+}
+
+/** Return the threshold of a class, null if there is none; the server says what is wrong with a text that is no number. */
+export function thresholdOf({ threshold }) {
+  const text = threshold.trim();
+  return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
 }
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
@@ -65,6 +71,7 @@ export function mergeDrafts(edited, newest, etag) {
   draft.classes = kept;
   if (body.templates !== edited.base.templates) draft.templates = edited.templates;
   if (body.merge_synonyms !== edited.base.merge_synonyms) draft.merge = edited.merge;
+  if (body.multi_label !== edited.base.multi_label) draft.multiLabel = edited.multiLabel;
   return draft;
 }
 
@@ -81,6 +88,7 @@ export function differences(older, newer) {
   const parts = changes.filter(([, names]) => names.length).map(([verb, names]) => `${verb} ${shortened(names)}`);
   if (!same(older.priors ?? null, newer.priors ?? null)) parts.push("has other priors");
   if (older.templates !== newer.templates) parts.push(`uses the templates ${newer.templates}`);
+  if (older.multi_label !== newer.multi_label) parts.push(`allows ${newer.multi_label ? "several labels" : "one label"} per image`);
   return parts.join(", ") || "has the same classes";
 }
 

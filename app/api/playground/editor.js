@@ -80,6 +80,7 @@ function show(shown, open = new Set()) {
   byId("classify-with").href = addressOf("classify", draft.name);
   byId("editor-templates").value = draft.templates;
   byId("editor-merge").value = draft.merge;
+  byId("editor-multi-label").checked = draft.multiLabel;
   rows = classRows(draft, { changed, countOf });
   rows.open(open);
   byId("class-filter").value = byId("new-classes").value = "";
@@ -95,6 +96,7 @@ function show(shown, open = new Set()) {
 function changed() {
   const isNew = draft.etag === null;
   byId("no-classes").hidden = draft.classes.length > 0;
+  byId("multi-label-hint").hidden = !draft.multiLabel;
   byId("class-count").textContent = countText(draft.classes.length, "class", "classes");
   byId("class-filter-field").hidden = draft.classes.length < FILTER_FROM;
   byId("editor-status").textContent = "";
@@ -174,7 +176,7 @@ function onTemplates(requestError) {
 
 function controlOf(field) {
   if (field.startsWith("classes.")) return rows.controlOf(field);
-  const control = { name: "editor-name", templates: "editor-templates", merge_synonyms: "editor-merge", classes: "new-classes" }[field];
+  const control = { name: "editor-name", templates: "editor-templates", merge_synonyms: "editor-merge", multi_label: "editor-multi-label", classes: "new-classes" }[field];
   if (field === "name" && draft.etag !== null) return null;
   return control ? byId(control) : null;
 }
@@ -302,6 +304,11 @@ export function startEditor({ list, tools }) {
   };
   byId("editor-merge").onchange = () => {
     draft.merge = byId("editor-merge").value;
+    changed();
+  };
+  byId("editor-multi-label").onchange = () => {
+    draft.multiLabel = byId("editor-multi-label").checked;
+    rows.refresh();
     changed();
   };
   byId("editor-version").onchange = showVersion;

@@ -1,4 +1,4 @@
-// The comparison of all methods on the labelled example images: the job, its leaderboard, its confusion matrices.
+// The evaluation on the labelled example images: the job, and the comparison of all methods, or the scores of the labels.
 import { byId, countText, create, option, percent } from "./elements.js";
 import { requestJson, jsonOptions, pathOf } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
@@ -7,19 +7,20 @@ import { watchJobs } from "./job_list.js";
 import { catalogue } from "./catalogue.js";
 import { labelledCount } from "./examples.js";
 import { matrix } from "./matrix.js";
+import { labelTables } from "./label_tables.js";
 
 let labelSet = "";
 let running = null;
 
 const path = () => pathOf("label-sets", labelSet);
 
-/** Use a label set; the comparison for another label set is removed. */
+/** Use a label set; the evaluation of another label set is removed. */
 export function setEvaluatedLabelSet(name) {
   if (name === labelSet) return;
   labelSet = name;
   running = null;
   clearRequestError(byId("evaluate-error"));
-  byId("evaluation").hidden = byId("evaluate-progress").hidden = byId("stop-evaluate").hidden = true;
+  byId("evaluation").hidden = byId("label-evaluation").hidden = byId("evaluate-progress").hidden = byId("stop-evaluate").hidden = true;
   byId("evaluate-status").textContent = "";
   byId("evaluate").disabled = false;
 }
@@ -32,7 +33,7 @@ async function evaluate() {
     return;
   }
   byId("evaluate").disabled = true;
-  byId("evaluate-status").textContent = "Comparing…";
+  byId("evaluate-status").textContent = "Evaluating…";
   try {
     const job = await requestJson(`${path()}:evaluate`, jsonOptions("POST", {}));
     if (name !== labelSet) return;
@@ -41,7 +42,11 @@ async function evaluate() {
     byId("stop-evaluate").hidden = byId("evaluate-progress").hidden = false;
     const result = await waitForJob(job, (state) => { if (running === job) showProgress(state); });
     const { methods } = await catalogue();
-    if (name === labelSet) showEvaluation(result, new Set(methods.filter((entry) => entry.control).map((entry) => entry.name)));
+    if (name !== labelSet) return;
+    byId("evaluation").hidden = !result.methods;
+    byId("label-evaluation").hidden = Boolean(result.methods);
+    if (result.methods) showEvaluation(result, new Set(methods.filter((entry) => entry.control).map((entry) => entry.name)));
+    else showLabels(result);
   } catch (requestError) {
     if (name !== labelSet) return;
     byId("evaluate-status").textContent = "";
@@ -59,7 +64,7 @@ function showProgress(job) {
   const progress = byId("evaluate-progress");
   if (job.total) Object.assign(progress, { max: job.total, value: job.done });
   else progress.removeAttribute("value");
-  byId("evaluate-status").textContent = job.total ? `Comparing: step ${job.done} of ${job.total}…` : "Comparing…";
+  byId("evaluate-status").textContent = job.total ? `Evaluating: step ${job.done} of ${job.total}…` : "Evaluating…";
 }
 
 function showEvaluation(result, controls) {
@@ -73,7 +78,12 @@ function showEvaluation(result, controls) {
   byId("confusion-of").replaceChildren(...methods.map((entry) => option(entry.method)));
   byId("confusion-of").onchange = () => showConfusion(methods);
   showConfusion(methods);
-  byId("evaluation").hidden = false;
+}
+
+/** Show how well the labels of images that may have several are found. */
+function showLabels(result) {
+  byId("evaluate-status").textContent = `Measured on ${countText(result.images, "image")}, model ${result.model}.`;
+  byId("label-evaluation").replaceChildren(...labelTables(result));
 }
 
 function row(entry, isControl) {

@@ -9,7 +9,7 @@ const LIMIT = 50; // of the newest jobs
 const POLLS_BEFORE_SHOWN = 2;
 
 const NAMES = {
-  "build-captions": (job) => `Caption database ${job.database}`, evaluate: (job) => `Comparison of methods, ${job.label_set}`, "select-method": (job) => `Choice of a method, ${job.label_set}`,
+  "build-captions": (job) => `Caption database ${job.database}`, evaluate: (job) => `Evaluation, ${job.label_set}`, "select-method": (job) => `Choice of a method, ${job.label_set}`,
   "import-images": (job) => `Import of images, ${job.label_set}`, describe: (job) => `Descriptions of ${job.label_set}`,
 };
 const isRunning = (job) => ["queued", "running"].includes(job.status);

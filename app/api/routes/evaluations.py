@@ -33,6 +33,7 @@ from app.encoders.model_names import catalogue_name
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of
 from app.store.jobs import Job
+from app.types import LabelSet
 
 router = guarded_router(tags=["evaluation"])
 
@@ -67,7 +68,8 @@ _BODY: dict[str, Any] = {
                         },
                         "multi_label": {
                             "type": "boolean",
-                            "description": "Images may have several classes; by default true if one of them has.",
+                            "description": "Images may have several classes; by default true if one of them has, or"
+                            " if the label set says so.",
                         },
                     },
                 }
@@ -109,7 +111,8 @@ async def evaluate_label_set(
     if content_type == "application/json":
         body = parse_json(EvaluateStoredBody, await request.body())
         task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template, multi_label=False)
-        return _accepted(await jobs.add(label_set, task.model, body.template, multi_label=body.multi_label), response)
+        multi_label = label_set.multi_label if body.multi_label is None else body.multi_label
+        return _accepted(await jobs.add(label_set, task.model, body.template, multi_label=multi_label), response)
     max_images = limits.max_evaluation_images
     async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
         fields = form_fields(form)
@@ -119,7 +122,7 @@ async def evaluate_label_set(
             raise InvalidFieldError.of(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
-        truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set.classnames)
+        truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set)
         template = fields.get("template")
         model = catalogue_name(fields["model"]) if "model" in fields else None
         task = await resolver.resolve_label_set(label_set, model=model, template=template, multi_label=False)
@@ -142,15 +145,16 @@ def _accepted(job: Job, response: Response) -> JobBody:
     return JobBody.of(job)
 
 
-def _truth(given: Sequence[str], multi_label: str | None, classnames: Sequence[str]) -> tuple[list[list[int]], bool]:
+def _truth(given: Sequence[str], multi_label: str | None, label_set: LabelSet) -> tuple[list[list[int]], bool]:
     """Return the classes of each image, by index, and whether there may be several."""
+    classnames = label_set.classnames
     if multi_label not in {None, "true", "false"}:
         raise InvalidFieldError.of("multi_label", f"'{multi_label}' is neither true nor false")
     if multi_label == "false":
         return [[index] for index in indices_of(given, classnames)], False
     place = {name: index for index, name in enumerate(classnames)}
     listed = read_classes(given, len(given), classnames)
-    is_multi_label = multi_label == "true" or any(len(names) > 1 for names in listed)
+    is_multi_label = multi_label == "true" or label_set.multi_label or any(len(names) > 1 for names in listed)
     if not is_multi_label:
         return [[index] for index in indices_of(given, classnames)], False
     if not any(listed):

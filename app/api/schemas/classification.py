@@ -108,7 +108,11 @@ class ClassifyFields(Request):
         examples=["a photo of a {}."],
     )
     top_k: int | None = Field(
-        None, ge=1, le=100_000, description="Number of predictions per image, best first; by default 5."
+        None,
+        ge=1,
+        le=100_000,
+        description="Number of predictions per image, best first; by default 5. With `multi_label`, at least all"
+        " that reach their threshold.",
     )
     explain: bool = Field(
         default=False, description="Also return which prompts support the best labels and which oppose them."

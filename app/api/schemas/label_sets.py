@@ -159,6 +159,7 @@ class LabelSetSummaryBody(Response):
     name: str
     version: int
     classes: int = Field(description="Number of classes.")
+    multi_label: bool = False
     created_at: datetime
 
     @classmethod
@@ -168,6 +169,7 @@ class LabelSetSummaryBody(Response):
             name=own_name(summary.name),
             version=summary.version,
             classes=summary.class_count,
+            multi_label=summary.multi_label,
             created_at=summary.created_at,
         )
 

@@ -14,10 +14,10 @@ class EvaluateStoredBody(Request):
 
     model: ModelName | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     template: str | None = Field(None, description="A template set or one template; by default those of the label set.")
-    multi_label: bool = Field(
-        default=False,
+    multi_label: bool | None = Field(
+        None,
         description="Images may have several classes: measure how well zero-shot finds them. Otherwise images with one"
-        " class are used, and all methods are compared.",
+        " class are used, and all methods are compared. By default as the label set says.",
     )
 
 

@@ -95,7 +95,11 @@ def label_set(found: types.LabelSet) -> answers.LabelSet:
 def label_set_summary(found: LabelSetSummary) -> answers.LabelSetSummary:
     """Return a label set of a list."""
     return answers.LabelSetSummary(
-        name=own_name(found.name), version=found.version, classes=found.class_count, created_at=found.created_at
+        name=own_name(found.name),
+        version=found.version,
+        classes=found.class_count,
+        multi_label=found.multi_label,
+        created_at=found.created_at,
     )
 
 
