@@ -52,12 +52,14 @@ _COMPARED_AT_ONCE = 1024
 _MAX_WORD_TEMPLATES = 8
 # Of these words, 500 separate unknown images nearly as well as 2,300; fewer were not tried.
 _MIN_NEGATIVES = 500
-# Lists of classes for which the negative words are cached; one takes up to 18 kB.
-_CACHED_NEGATIVES = 1024
+# Lists of classes for which the negative words are cached; one takes 9 kB, and the names of labels of a request.
+_CACHED_NEGATIVES = 256
 _NO_NEGATIVES = ("no image is rejected, because too few words have nothing to do with the labels; use reject_below",)
 _MAX_SHOWN = 6
 _CACHED_PRIORS = 256
 _CACHED_FORESTS = 64
+# Lists of templates for which the rows of the common words are cached; one takes 0.8 MB at 512 dimensions.
+_CACHED_WORD_ROWS = 16
 _MAX_SHOWN_GROUPS = 3
 
 
@@ -145,6 +147,7 @@ class ClassifierCache:
         self._max_pool = max_pool
         self._known_priors: LRUCache[Hashable, tuple[Priors, tuple[str, ...]]] = LRUCache(_CACHED_PRIORS)
         self._forests: LRUCache[str, Forest | None] = LRUCache(_CACHED_FORESTS)
+        self._word_rows: LRUCache[Hashable, np.ndarray] = LRUCache(_CACHED_WORD_ROWS)
         self._metrics = metrics
         self._words = words
 
@@ -155,10 +158,10 @@ class ClassifierCache:
             TooLargeError: its text rows need more memory than the cache has in all.
         """
         classifier = await self._of_method(task)
-        if (forest := self._forest(task)) is not None:
+        if (forest := await self._forest(task)) is not None:
             classifier = replace(classifier, forest=forest)
         if task.scoring.multi_label:
-            words = await self._word_rows(task)
+            words = await self._rows_of_words(task)
             encoder = self._models.get(task.model).encoder
             adapter = Cosine().fit(words, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias)
             return replace(classifier, word_logits=lambda features: adapter.predict(features).logits)
@@ -174,13 +177,13 @@ class ClassifierCache:
         means = await self._fit_stored(task, task.label_set, "class-means", ClassMeans, max_pool=0)
         return replace(classifier, class_means=means.predict)
 
-    def _forest(self, task: Task) -> Forest | None:
+    async def _forest(self, task: Task) -> Forest | None:
         """Return the hierarchy of the label set, which takes 30 ms to make for ten thousand classes."""
         reference = task.label_set_reference
         if reference is None:
             return None
         if reference not in self._forests:
-            self._forests[reference] = forest_of(task.classes)
+            self._forests[reference] = await asyncio.to_thread(forest_of, task.classes)
         return self._forests[reference]
 
     async def _weighted(self, task: Task, priors: Priors, classifier: Classifier) -> tuple[Priors, tuple[str, ...]]:
@@ -190,11 +193,13 @@ class ClassifierCache:
             return priors, ()
         if label_set is None or not label_set.examples_revision:
             return weighted(priors, classes, temperature)
-        fingerprint = await self._models.get(task.model).image_fingerprint()
-        key = (fingerprint, task.method, task.options, task.templates, label_set.reference, temperature, priors)
-        state = (*key, label_set.examples_revision)
-        if (known := self._known_priors.get(state)) is not None:
+        # While a method learns from new examples, requests get predictions of what it learned before.
+        revisions = (label_set.examples_revision, classifier.examples and classifier.examples.revision)
+        asked = (task.model, task.method, task.options, task.templates, label_set.reference, temperature, priors)
+        key = (asked, revisions)
+        if (known := self._known_priors.get(key)) is not None:
             return known
+        fingerprint = await self._models.get(task.model).image_fingerprint()
         stored = await self._examples.features(
             label_set.name, fingerprint, task.classnames, max_pool=MAX_REFERENCE_IMAGES
         )
@@ -216,7 +221,7 @@ class ClassifierCache:
             )
         )
         if stored.revision == label_set.examples_revision:
-            self._known_priors[state] = found
+            self._known_priors[key] = found
         return found
 
     async def _of_method(self, task: Task) -> Classifier:
@@ -254,12 +259,18 @@ class ClassifierCache:
         self._cached[key] = classifier
         return classifier
 
-    async def _word_rows(self, task: Task) -> np.ndarray:
+    async def _rows_of_words(self, task: Task) -> np.ndarray:
         """Return unit rows (w, d) of common words, in the templates of the task."""
+        templates = task.templates[:_MAX_WORD_TEMPLATES]
+        key = (task.model, templates)
+        if (known := self._word_rows.get(key)) is not None:
+            return known
         words = [ClassEntry(word) for word in self._words]
-        recipe = await asyncio.to_thread(templates_only, words, task.templates[:_MAX_WORD_TEMPLATES], {})
+        recipe = await asyncio.to_thread(templates_only, words, templates, {})
         encode = self._models.get(task.model).encode_texts
-        return await self._class_embedding_cache.get(task.model, encode, recipe.pooling, recipe.rows)
+        rows = await self._class_embedding_cache.get(task.model, encode, recipe.pooling, recipe.rows)
+        self._word_rows[key] = rows
+        return rows
 
     async def _negatives_of(self, task: Task) -> NegativeLabels | None:
         """Return the words that compete with the classes, chosen once for each list of classes."""

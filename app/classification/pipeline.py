@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 # Of text features whose product with the images takes microseconds: a hundred labels of 512 dimensions, for one image.
 # The rest of the work holds the interpreter, so a thread would only add the way there and back.
 _BYTES_AT_ONCE = 256 * 1024
-# Images whose similarities with the negative words take a millisecond.
+# Images whose similarities with the negative words, or the common ones, take a millisecond at most.
 _COMPARED_AT_ONCE = 8
 
 
@@ -210,7 +210,7 @@ class Pipeline:
             return await self._fits.run(work)
         has_state = METHODS[task.method].stateful  # behind a lock
         is_fast = images * classifier.nbytes <= _BYTES_AT_ONCE
-        if classifier.negatives is not None:
+        if classifier.negatives is not None or classifier.word_logits is not None:
             is_fast = is_fast and images <= _COMPARED_AT_ONCE
         if classifier.examples is None and not has_state and is_fast:
             return work()

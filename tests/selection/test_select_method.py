@@ -300,6 +300,11 @@ async def test_a_request_of_several_labels_has_the_thresholds_of_the_examples_un
     assert await thresholds(template="a photo of {}") == await thresholds(method="cupl") == (0.5, 0.25, 0.5)
     await keep(service, "colours", [shade(0, 99)], ["red"])
     assert await thresholds() == (fitted["red"], 0.25, fitted["blue"])
+    # So are those of other prompts in another version.
+    await service.label_sets.put("colours", classes, "a photo of {}")
+    assert await thresholds() == (0.5, 0.25, 0.5)
+    await select_on_examples(service, "colours")
+    assert await thresholds() != (0.5, 0.25, 0.5)
     await service.examples.delete("colours", classname="red")
     assert await thresholds() == (0.5, 0.25, 0.5)
 
