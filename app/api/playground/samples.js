@@ -9,7 +9,7 @@ export const SAMPLES = [
   { name: "photographer.jpg", subject: "a photographer" },
 ];
 
-export const SAMPLE_LABELS = ["cat", "cup of coffee", "astronaut", "rocket launch", "outer space", "photographer"];
+export const SAMPLE_LABELS = ["cat", "cup of coffee", "astronaut", "rocket launch", "outer space", "camera on a tripod"];
 
 export const sampleUrl = (name) => `playground/samples/${name}`;
 
