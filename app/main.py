@@ -290,13 +290,10 @@ async def open_service(
     example_repository = ExampleRepository(engine)
     selection_repository = SelectionRepository(engine)
     class_embedding_cache = ClassEmbeddingCache(settings.class_embedding_cache_bytes, metrics.class_embeddings)
-    fits, negative_words = (
-        FitCache(cache_bytes=settings.fit_cache_bytes),
-        NegativeVocabulary(models, _read_negative_words),
-    )
+    fits = FitCache(cache_bytes=settings.fit_cache_bytes)
     classifiers = ClassifierCache(
         models,
-        negative_words=negative_words,
+        negative_words=NegativeVocabulary(models, _read_negative_words),
         class_embedding_cache=class_embedding_cache,
         cache_bytes=settings.classifier_cache_bytes,
         fits=fits,
@@ -339,7 +336,9 @@ async def open_service(
         on_delete=fits.forget,
     )
     selection_reader = SelectionReader(selection_repository, models, job_repository if runs_jobs else None)
-    resolver = Resolver(models, label_sets, selection_reader, templates, caption_search, label_limits, negative_words)
+    resolver = Resolver(
+        models, label_sets, selection_reader, templates, caption_search, label_limits, classifiers.negative_words
+    )
     describer = Describer(drafts, question_sets, feature_question, language_model(settings))
     examples = ExampleImages(
         example_repository,
@@ -368,7 +367,7 @@ async def open_service(
     try:
         yield Service(
             models=models,
-            negative_words=negative_words,
+            negative_words=classifiers.negative_words,
             templates=templates,
             label_sets=label_sets,
             drafts=drafts,

@@ -136,7 +136,7 @@ class ClassifierCache:
         words: Sequence[str],
     ) -> None:
         self._models = models
-        self._negative_words = negative_words
+        self.negative_words = negative_words
         self._negatives: LRUCache[Hashable, NegativeLabels | None] = LRUCache(_CACHED_NEGATIVES)
         self._class_embedding_cache = class_embedding_cache
         self._cached: LRUCache[Hashable, Classifier] = LRUCache(
@@ -274,7 +274,7 @@ class ClassifierCache:
 
     async def _negatives_of(self, task: Task) -> NegativeLabels | None:
         """Return the words that compete with the classes, chosen once for each list of classes."""
-        vocabulary = self._negative_words.get(task.model)
+        vocabulary = self.negative_words.get(task.model)
         if vocabulary is None:
             return None
         key = (task.model, task.label_set_reference or task.classnames)
