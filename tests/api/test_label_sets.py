@@ -514,8 +514,8 @@ def test_label_sets_outlive_a_restart(make_client):
 
 def test_a_new_label_set_is_encoded_once_and_before_it_is_used(client, encoder):
     put(client, "cats", ["lynx", "puma"], templates="{}")
-    from tests.conftest import picture
-
+    client.portal.call(client.app.state.service.prewarmer.idle)
+    assert encoder.encoded_texts == ["lynx", "puma"]
     for _ in range(2):
         response = client.post("/classify?label_set=cats", content=picture(), headers={"content-type": "image/png"})
         assert response.json()["label_set"] == "cats@1"
