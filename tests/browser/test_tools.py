@@ -624,9 +624,11 @@ def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures
     page.fill("#new-labels", "dog")  # replaces the result of the same pictures
     page.press("#new-labels", "Enter")
     expect(page.locator(".stale-tag")).to_have_count(0)
-    page.wait_for_function(
-        """async () => (await (await import("/playground/history.js")).list())[0]?.labels.length === 3"""
-    )
+    # Not wait_for_function, for which a promise is true.
+    page.evaluate("""async () => {
+        const { list } = await import("/playground/history.js");
+        for (let tries = 0; tries < 1000 && (await list())[0]?.labels.length !== 3; tries += 1) await new Promise((done) => setTimeout(done, 20));
+    }""")
     page.reload()
     page.wait_for_load_state("networkidle")
     page.click("#remove-labels")
