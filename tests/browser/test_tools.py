@@ -627,7 +627,8 @@ def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures
     # Not wait_for_function, for which a promise is true.
     page.evaluate("""async () => {
         const { list } = await import("/playground/history.js");
-        for (let tries = 0; tries < 1000 && (await list())[0]?.labels.length !== 3; tries += 1) await new Promise((done) => setTimeout(done, 20));
+        for (let tries = 0; tries < 1000 && (await list())[0]?.labels.length !== 3; tries += 1)
+            await new Promise((done) => setTimeout(done, 20));
     }""")
     page.reload()
     page.wait_for_load_state("networkidle")
