@@ -66,6 +66,7 @@ from app.runtime.memory import trim_when_idle
 from app.selection.comparison import MethodComparer
 from app.selection.selection import MethodSelector
 from app.selection.selection_reader import SelectionReader
+from app.selection.threshold_curves import ThresholdCurves
 from app.settings import Settings
 from app.store.database import migrate, open_engine, ping
 from app.store.drafts import DraftRepository
@@ -237,6 +238,7 @@ class Service:
     comparer: MethodComparer
     selection_reader: SelectionReader
     method_selector: MethodSelector
+    threshold_curves: ThresholdCurves
     prewarmer: Prewarmer
     jobs: Jobs
     loops: Loops
@@ -382,6 +384,7 @@ async def open_service(
             comparer=comparer,
             selection_reader=selection_reader,
             method_selector=method_selector,
+            threshold_curves=ThresholdCurves(pipeline, resolver, examples),
             prewarmer=prewarmer,
             jobs=jobs,
             loops=loops,
@@ -556,7 +559,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",

@@ -20,6 +20,7 @@ from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.observability.health import Health
 from app.selection.selection_reader import SelectionReader
+from app.selection.threshold_curves import ThresholdCurves
 from app.store.drafts import DraftRepository
 
 
@@ -41,6 +42,7 @@ LabelSetsDependency = Annotated[LabelSets, Depends(_part("service.label_sets"))]
 DraftsDependency = Annotated[DraftRepository, Depends(_part("service.drafts"))]
 DescriberDependency = Annotated[Describer, Depends(_part("service.describer"))]
 ExamplesDependency = Annotated[ExampleImages, Depends(_part("service.examples"))]
+ThresholdCurvesDependency = Annotated[ThresholdCurves, Depends(_part("service.threshold_curves"))]
 SelectionReaderDependency = Annotated[SelectionReader, Depends(_part("service.selection_reader"))]
 CaptionSearchDependency = Annotated[CaptionSearch, Depends(_part("service.caption_search"))]
 HealthDependency = Annotated[Health, Depends(_part("service.health"))]

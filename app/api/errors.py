@@ -40,7 +40,7 @@ RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
 # Retry-After if the error does not set it.
 _RETRY_AFTER_S = 5
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class ProblemResponse(JSONResponse):

@@ -139,6 +139,14 @@ class LabelSets:
         """Remove a class, as a new version; raises as ``LabelSetRepository.remove_class``."""
         return await self._repository.remove_class(name, self.clean_classname(classname), if_match=if_match)
 
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, if_match: IfMatch = None
+    ) -> LabelSet:
+        """Write a new version with other thresholds; raises as ``LabelSetRepository.set_thresholds``."""
+        label_set = await self._repository.set_thresholds(name, thresholds, if_match=if_match)
+        self._on_write(label_set)
+        return label_set
+
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete a label set with its examples, drafts and fitted adapters; raises as ``LabelSetRepository.delete``."""
         await self._repository.delete(name, if_match=if_match)

@@ -1,6 +1,6 @@
 """Label sets in the database, with optimistic locking of changes."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
+from app.names.class_names import indices_of
 from app.names.hierarchy import forest_of, without_class
 from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of, own_name
 from app.store.database import reading, scrub, writing
@@ -239,6 +240,23 @@ class LabelSetRepository:
                 problem = f"without the class '{classname}', {error.problems[0].problem}"
                 raise ConflictError(f"{problem}; change the parents first") from error
             return append_version(session, row, remaining, settings_of(current))
+
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, if_match: IfMatch = None
+    ) -> LabelSet:
+        """Write a new version with other thresholds of some classes; None removes one.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such class in it.
+            PreconditionFailedError: the current version is not in ``if_match``.
+        """
+        async with writing(self._engine) as session:
+            row, current = await lock_current(session, name, if_match)
+            classes = list(current.classes)
+            changed = indices_of(list(thresholds), [entry.name for entry in classes])
+            for index, threshold in zip(changed, thresholds.values(), strict=True):
+                classes[index] = replace(classes[index], threshold=threshold)
+            return append_version(session, row, tuple(classes), settings_of(current))
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete all versions, examples, drafts and selections permanently; version numbers are not used again.

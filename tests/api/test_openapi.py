@@ -48,6 +48,8 @@ ROUTES = {
     ("/v1/label-sets/{name}/images/{image_id}", "delete"),
     ("/v1/label-sets/{name}/images/{image_id}/content", "get"),
     ("/v1/label-sets/{name}/selection", "get"),
+    ("/v1/label-sets/{name}/thresholds", "get"),
+    ("/v1/label-sets/{name}/thresholds", "patch"),
     ("/v1/databases", "get"),
     ("/v1/databases/{name}", "get"),
     ("/v1/databases/{name}", "put"),

@@ -48,6 +48,8 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "delete_images": Scope.WRITE,
         "delete_image": Scope.WRITE,
         "get_selection": Scope.CLASSIFY,
+        "get_thresholds": Scope.CLASSIFY,
+        "set_thresholds": Scope.WRITE,
         "list_question_sets": Scope.CLASSIFY,
         "estimate_descriptions": Scope.CLASSIFY,
         "generate_descriptions": Scope.WRITE,

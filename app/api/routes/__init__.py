@@ -13,6 +13,7 @@ from app.api.routes import (
     jobs,
     label_sets,
     shipped_label_sets,
+    thresholds,
 )
 
 ROUTERS = (
@@ -23,6 +24,7 @@ ROUTERS = (
     examples.router,
     descriptions.router,
     evaluations.router,
+    thresholds.router,
     databases.router,
     jobs.router,
     catalogue.router,

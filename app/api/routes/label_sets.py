@@ -58,7 +58,7 @@ async def get_label_set(
     known_etags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
     if known_etags & {etag, "*"}:
         return Response(status_code=304, headers={"ETag": etag})
-    return _with_etag(label_set, response)
+    return with_etag(label_set, response)
 
 
 @router.put(
@@ -90,7 +90,7 @@ async def put_label_set(
     )
     if created:
         response.status_code = 201
-    return _with_etag(label_set, response)
+    return with_etag(label_set, response)
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
@@ -111,7 +111,7 @@ async def add_classes(
     label_set = await label_sets.add_classes(
         name, body.entries(), priors=body.priors, if_match=parse_if_match(if_match)
     )
-    return _with_etag(label_set, response)
+    return with_etag(label_set, response)
 
 
 @router.delete("/{name}/classes/{classname:path}")
@@ -124,7 +124,7 @@ async def remove_class(
 ) -> LabelSetResponse:
     """Remove one class, as a new version."""
     label_set = await label_sets.remove_class(name, classname, if_match=parse_if_match(if_match))
-    return _with_etag(label_set, response)
+    return with_etag(label_set, response)
 
 
 def etag_of(label_set: LabelSet) -> str:
@@ -153,6 +153,7 @@ def parse_if_match(header: str | None) -> IfMatch:
     return frozenset(versions)
 
 
-def _with_etag(label_set: LabelSet, response: Response) -> LabelSetResponse:
+def with_etag(label_set: LabelSet, response: Response) -> LabelSetResponse:
+    """Return the body of a response with a label set, and set its entity tag."""
     response.headers["ETag"] = etag_of(label_set)
     return LabelSetResponse.of(label_set)

@@ -82,6 +82,10 @@ CALLS = {
     "delete_images": Call("DELETE", "/v1/label-sets/kettles/images?all=true", 200),
     "delete_image": Call("DELETE", "/v1/label-sets/kettles/images/1", 200),
     "get_selection": Call("GET", "/v1/label-sets/kettles/selection", 200),
+    "get_thresholds": Call("GET", "/v1/label-sets/kettles/thresholds", 200),
+    "set_thresholds": Call(
+        "PATCH", "/v1/label-sets/kettles/thresholds", 200, sent={"json": {"thresholds": {"red": 0.5}}}
+    ),
     "list_question_sets": Call("GET", "/v1/question-sets", 200, None),
     "estimate_descriptions": Call("POST", "/v1/label-sets/kettles/descriptions:estimate", 501, sent={"json": {}}),
     "generate_descriptions": Call("POST", "/v1/label-sets/kettles/descriptions:generate", 501, sent={"json": {}}),

@@ -1,0 +1,56 @@
+"""Thresholds of several labels per image: what they find on the example images of a label set, and storing them."""
+
+from typing import Annotated
+
+from fastapi import Query, Response
+
+from app.api.auth.access import LabelSetName
+from app.api.dependencies import LabelSetsDependency, ThresholdCurvesDependency
+from app.api.routes.label_sets import IfMatchHeader, etag_of, parse_if_match, with_etag
+from app.api.routing import guarded_router
+from app.api.schemas._base import ModelName
+from app.api.schemas.label_sets import LabelSetResponse
+from app.api.schemas.thresholds import ThresholdsBody, ThresholdsResponse
+from app.errors import InvalidFieldError
+
+router = guarded_router(prefix="/v1/label-sets", tags=["evaluation"])
+
+
+@router.get("/{name}/thresholds")
+async def get_thresholds(
+    name: LabelSetName,
+    label_sets: LabelSetsDependency,
+    curves: ThresholdCurvesDependency,
+    response: Response,
+    model: Annotated[ModelName | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
+    precision: Annotated[
+        float | None, Query(gt=0, lt=1, description="Suggest the lowest thresholds with this precision.")
+    ] = None,
+    recall: Annotated[
+        float | None, Query(gt=0, lt=1, description="Suggest the highest thresholds with this recall.")
+    ] = None,
+) -> ThresholdsResponse:
+    """Return the thresholds of the labels where images may have several, and what others find on the example images.
+
+    `suggested` has the highest F1, or the precision or recall of the request. It was chosen on the same images, so new
+    images have slightly lower values; `:evaluate` measures them on images that are held out.
+    """
+    if precision is not None and recall is not None:
+        raise InvalidFieldError.of("recall", "cannot be combined with precision; leave one of them out")
+    label_set = await label_sets.get(name)
+    measured = await curves.measure(label_set, model, precision=precision, recall=recall)
+    response.headers["ETag"] = etag_of(label_set)
+    return ThresholdsResponse.of(measured)
+
+
+@router.patch("/{name}/thresholds")
+async def set_thresholds(
+    name: LabelSetName,
+    body: ThresholdsBody,
+    label_sets: LabelSetsDependency,
+    response: Response,
+    if_match: IfMatchHeader = None,
+) -> LabelSetResponse:
+    """Store thresholds of classes, as a new version of the label set."""
+    label_set = await label_sets.set_thresholds(name, body.thresholds, if_match=parse_if_match(if_match))
+    return with_etag(label_set, response)
