@@ -17,6 +17,7 @@ from torch.nn.functional import linear, normalize
 from app.encoders._base import LoadOptions
 from app.encoders.embedded import CONTEXT_LENGTH, heads_file, read_config, tower_files
 from app.encoders.open_clip import ImageTowerFactory, OpenClipEncoder, select_device
+from app.encoders.torch_tower import fingerprint_of
 from app.errors import ModelUnavailableError
 from app.runtime.data_files import resources
 from deixis.extras import needs_extra
@@ -178,7 +179,8 @@ def load_embedded_with_torch(options: LoadOptions, *, folder: Path | None = None
             raise ValueError(msg)
         return model
 
-    towers = ImageTowerFactory(load_precision, preprocessing, config["preprocess_cfg"]["size"], device, options)
+    size_px = preprocessing.size
+    towers = ImageTowerFactory(load_precision, preprocessing, size_px, device, options, config["image_fingerprint"])
     return OpenClipEncoder(
         "embedded",
         model,
@@ -188,6 +190,20 @@ def load_embedded_with_torch(options: LoadOptions, *, folder: Path | None = None
         device=device,
         logit_scale=config["logit_scale"],
     )
+
+
+def image_fingerprint(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of all that features of images depend on, before anything is computed from it.
+
+    Args:
+        config: of the model.
+        tensors: of its heads.
+    """
+    blur = sorted(name for name in tensors if name.startswith("blur_"))
+    stored = (*blur, "concepts", "feature_mean", "visual_basis")
+    space = [config["joint_space"][name] for name in ("top_k", "inverse_temperature", "concept_share")]
+    others = config["image_tower"]["sha256"], config["preprocess_cfg"], space
+    return fingerprint_of(((name, tensors[name]) for name in stored), *others)
 
 
 def open_towers(

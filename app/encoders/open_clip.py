@@ -335,6 +335,8 @@ class ImageTowerFactory:
         size_px: side of an image.
         device: as returned by ``select_device``.
         options: how to load the model.
+        fingerprint: of the weights and the preprocessing, for weights that are computed when the model is loaded: their
+            last bits depend on the machine. By default, a hash of the weights.
     """
 
     def __init__(
@@ -344,6 +346,7 @@ class ImageTowerFactory:
         size_px: int,
         device: str,
         options: LoadOptions,
+        fingerprint: str | None = None,
     ) -> None:
         self._load_precision = load_precision
         self._preprocessing = preprocessing
@@ -351,15 +354,11 @@ class ImageTowerFactory:
         self._size_px = size_px
         self._device = device
         self._options = options
+        self._fingerprint = fingerprint
 
     def build_fastest(self, name: str) -> SelectedTower:
         """Return the fastest tower on this machine."""
-        weights = self._load_precision(model_precision(self._device, self._options)).visual.state_dict()
-        # In half precision, so that the device of the weights does not count.
-        fingerprint = fingerprint_of(
-            ((name, each.half() if each.is_floating_point() else each) for name, each in weights.items()),
-            self._preprocessing,
-        )
+        fingerprint = self._fingerprint or self._hash_of_weights()
         tower, path, tuning = select_tower(
             name,
             self._device,
@@ -369,6 +368,14 @@ class ImageTowerFactory:
             options=self._options,
         )
         return SelectedTower(tower, path, tuning, fingerprint, self._converted if path.backend == "openvino" else None)
+
+    def _hash_of_weights(self) -> str:
+        weights = self._load_precision(model_precision(self._device, self._options)).visual.state_dict()
+        # In half precision, so that the device of the weights does not count.
+        return fingerprint_of(
+            ((name, each.half() if each.is_floating_point() else each) for name, each in weights.items()),
+            self._preprocessing,
+        )
 
     def build(self, candidate: Candidate) -> ImageTower:
         """Return the tower with the options of a candidate."""

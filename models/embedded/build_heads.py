@@ -32,9 +32,8 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch.nn.functional import normalize
 
-from app.encoders._base import LoadOptions
 from app.encoders.embedded import read_config, tower_files
-from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, load_embedded_with_torch, open_towers
+from app.encoders.embedded_torch import ImageHead, TextHead, image_fingerprint, join_towers, open_towers
 from app.runtime.checksums import sha256
 
 FOLDER = Path(__file__).parent
@@ -261,10 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         join_towers(model, classifier, tensors, config["joint_space"])
         config["logit_scale"] = calibrated_logit_scale(model.visual.head, model.text.proj, encode, features)
     config["heads"] = {"file": given.output.name, "sha256": sha256(given.output)}
+    config["image_fingerprint"] = image_fingerprint(config, tensors)
     if given.output.resolve().parent == FOLDER.resolve():
-        (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        loaded = load_embedded_with_torch(LoadOptions(device="cpu", precision="fp32", backend="torch"), folder=FOLDER)
-        config["image_fingerprint"] = loaded.image_fingerprint()
         (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
