@@ -379,6 +379,30 @@ class AsyncLabelSets(_AsyncResource):
         """Return the method that is selected for the label set, and the evidence for it."""
         return await self._send(_calls.selection(name, model))
 
+    async def thresholds(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        precision: float | None = None,
+        recall: float | None = None,
+    ) -> answers.Thresholds:
+        """Return the threshold of each label where images may have several, and what others find on example images.
+
+        Args:
+            name: the label set.
+            model: the model; by default the service's first.
+            precision: suggest the lowest thresholds with this precision, in (0, 1); excludes ``recall``.
+            recall: suggest the highest thresholds with this recall, in (0, 1). By default, the highest F1.
+        """
+        return await self._send(_calls.thresholds(name, model, precision, recall))
+
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, version: int | None = None
+    ) -> answers.LabelSet:
+        """Write a version with other thresholds of some classes; None removes that of a class."""
+        return await self._send(_calls.set_thresholds(name, thresholds, version))
+
     async def estimate(self, name: str, **request: Unpack[DescribeOptions]) -> answers.DescribeEstimate:
         """Return an upper bound of the requests and tokens that ``describe`` uses."""
         return await self._send(_calls.estimate(name, request))

@@ -415,6 +415,20 @@ def selection(name: str, model: str | None) -> Call[answers.Selection]:
     return Call("GET", _label_set(name, "selection"), _model(answers.Selection), params=params, repeatable=True)
 
 
+def thresholds(name: str, model: str | None, precision: float | None, recall: float | None) -> Call[answers.Thresholds]:
+    """Return the thresholds of the labels, and what others find."""
+    given = {"model": model, "precision": precision, "recall": recall}
+    params = {key: str(value) for key, value in given.items() if value is not None}
+    return Call("GET", _label_set(name, "thresholds"), _model(answers.Thresholds), params=params, repeatable=True)
+
+
+def set_thresholds(name: str, given: Mapping[str, float | None], version: int | None) -> Call[answers.LabelSet]:
+    """Store thresholds of classes."""
+    content = {"thresholds": dict(given)}
+    path = _label_set(name, "thresholds")
+    return Call("PATCH", path, _model(answers.LabelSet), json=content, headers=_if_match(version))
+
+
 # --- example images --------------------------------------------------------------------------------------------------
 
 

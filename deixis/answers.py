@@ -1,5 +1,6 @@
 """The response bodies of the service as typed objects. Fields that a newer service adds are kept as extra fields."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -408,6 +409,54 @@ class Selection(Answer):
     created_at: datetime
     thresholds: dict[str, float] = {}
     shared_threshold: float | None = None
+
+
+class ThresholdCurve(Answer):
+    """The example images that thresholds select: ``thresholds`` ascend, and the last one selects the fewest images."""
+
+    thresholds: list[float]
+    predicted: list[int]
+    correct: list[int]
+
+
+class LabelThreshold(Answer):
+    """The threshold of a label where images may have several, and what others find on the example images.
+
+    ``threshold`` is in use: ``own``, that of the class in the label set, or else ``automatic``. ``suggested`` meets the
+    goal; None if no threshold does, and ``reason`` says why.
+    """
+
+    label: str
+    images: int = Field(description="Example images with the label.")
+    average_precision: float | None
+    threshold: float
+    own: float | None
+    automatic: float
+    suggested: float | None
+    reason: str | None
+    curve: ThresholdCurve
+
+    def selected_at(self, threshold: float) -> tuple[int, int]:
+        """Return the number of example images with at least this score, and of those among them with the label."""
+        place = bisect_left(self.curve.thresholds, threshold)
+        if place == len(self.curve.thresholds):
+            return 0, 0
+        return self.curve.predicted[place], self.curve.correct[place]
+
+
+class Thresholds(Answer):
+    """The thresholds of the labels of a label set, whose newest ``version`` was measured.
+
+    If ``calibrated``, the example images calibrate the scores.
+    """
+
+    label_set: str
+    version: int
+    multi_label: bool
+    model: str
+    images: int = Field(description="Labelled example images that were used.")
+    calibrated: bool
+    labels: list[LabelThreshold]
 
 
 class Draft(Answer):

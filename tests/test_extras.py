@@ -13,7 +13,7 @@ import pytest
 from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.bulk.parquet import pyarrow
 from app.cli.common import needs_ray
-from app.cli.curve import check_picture
+from app.cli.pictures import check_picture
 from app.encoders._base import LoadOptions
 from app.encoders.embedded import load_embedded
 from app.encoders.loading import imagenet_templates, load_encoder
@@ -55,7 +55,7 @@ WITHOUT: dict[str, tuple[str, Callable[[], object]]] = {
     "heif": ("pillow_heif", lambda: recognise(HEIF)),
     "openvino": ("openvino", lambda: list_candidates("cpu", LoadOptions(device="cpu", backend="openvino"))),
     "otel": ("opentelemetry.sdk", lambda: create_app(Settings(traces=True))),
-    "plots": ("matplotlib", lambda: check_picture(Path("curve.svg"), wanted=True)),
+    "plots": ("matplotlib", lambda: check_picture(Path("curve.svg"))),
     "postgres": ("psycopg", lambda: open_engine("postgresql://deixis@127.0.0.1/deixis")),
     "quantization": ("nncf", lambda: check_can_quantise(1000)),
     "ray": ("ray", import_ray),

@@ -65,6 +65,11 @@ _ENTRIES: Mapping[str, _Entry] = MappingProxyType(
         ),
         "label-sets": _Entry("label_sets", "label_sets_cli", "Stored lists of classes."),
         "examples": _Entry("examples", "examples_cli", "Example images of label sets, labelled or unlabelled."),
+        "thresholds": _Entry(
+            "thresholds",
+            "thresholds_command",
+            "Show what each threshold of a label finds on the example images, and store thresholds.",
+        ),
         "captions": _Entry(
             "captions",
             "captions_cli",

@@ -1,6 +1,5 @@
 """Learning curves on the command line: their input, and their output as a table, a text chart and an image file."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +10,16 @@ from app.classification.method_names import AUTO, DEFAULT_METHOD
 from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, CurveFiles
 from app.cli.common import clean_classname, make_table, out, progress_bar
-from app.errors import FieldProblem, InvalidFieldError, UnknownNameError
+from app.cli.pictures import write_picture
+from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 from deixis import ImageResult
-from deixis.extras import needs_extra
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from app.selection.learning_curve import CurvePoint, LearningCurve
 
-_SUFFIXES = (".svg", ".png", ".pdf")
 _HEIGHT = 16
 _COLUMN_WIDTH = 8
 
@@ -83,26 +83,8 @@ async def measure_curve(
     with progress_bar("Encoding and fitting") as on_progress:
         curve, results = await backend.learning_curve(request, images, on_progress)
     if picture is not None:
-        write_picture(curve, picture)
+        write_picture(_figure(curve), picture)
     return curve, results
-
-
-def check_picture(file: Path, *, wanted: bool) -> None:
-    """Check before the measurement that the picture can be written.
-
-    Raises:
-        InvalidFieldError: there is no curve, an unknown format, no such folder, or the extra is not installed.
-    """
-    if not wanted:
-        raise InvalidFieldError.of("--picture", "needs --support or --pool")
-    if file.suffix not in _SUFFIXES:
-        raise InvalidFieldError.of("--picture", f"'{file.name}' must end in one of {', '.join(_SUFFIXES)}")
-    if not file.absolute().parent.is_dir():
-        raise InvalidFieldError.of("--picture", f"there is no folder {file.absolute().parent}")
-    try:
-        import matplotlib  # noqa: F401, PLC0415 - an optional dependency
-    except ImportError as error:
-        raise InvalidFieldError([FieldProblem("", needs_extra("--picture", "plots"))]) from error
 
 
 def print_curve(curve: "LearningCurve") -> None:
@@ -172,13 +154,8 @@ def _text_chart(curve: "LearningCurve", shots: Sequence[int], methods: Sequence[
     )
 
 
-def write_picture(curve: "LearningCurve", file: Path) -> None:
-    """Write a chart of accuracy against shots, with error bars of one standard deviation.
-
-    Raises:
-        InvalidFieldError: the file cannot be written.
-    """
-    os.environ.setdefault("MPLBACKEND", "Agg")
+def _figure(curve: "LearningCurve") -> "Figure":
+    """Return a chart of accuracy against shots, with error bars of one standard deviation."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 - an optional dependency
 
     from app.classification.methods import METHODS  # noqa: PLC0415 - imported for the curve already
@@ -207,9 +184,4 @@ def write_picture(curve: "LearningCurve", file: Path) -> None:
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(f"{curve.images} images, model {curve.model}")
     axes.legend(fontsize="small")
-    try:
-        figure.savefig(file)
-    except OSError as error:
-        raise InvalidFieldError.of("--picture", f"{file} cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    return figure

@@ -33,8 +33,9 @@ from app.cli.common import (
     write_file,
     write_json,
 )
-from app.cli.curve import check_picture, measure_curve, print_curve, read_curve_files, read_shots
+from app.cli.curve import measure_curve, print_curve, read_curve_files, read_shots
 from app.cli.image_labels import find_images_of_file
+from app.cli.pictures import check_picture
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import find_labelled_images
 from app.scoring.measures import Difference, Evaluation, evaluate
@@ -256,7 +257,9 @@ def _check_discovery(*, discovers: bool, has_classes: bool, is_requested: bool) 
 def _check_outputs(json_file: Path | None, picture: Path | None, *, curve: bool) -> None:
     """Check before the measurement that the report can be written."""
     if picture is not None:
-        check_picture(picture, wanted=curve)
+        if not curve:
+            raise InvalidFieldError.of("--picture", "needs --support or --pool")
+        check_picture(picture)
     if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
         raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from app.classification.pipeline import Pipeline
 from app.classification.resolve import Resolver
@@ -20,7 +20,7 @@ MAX_POINTS = 200
 """Points of a curve; of more distinct scores, an even sample."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Curve:
     """The images that k thresholds, ascending scores of images, select.
 
@@ -28,24 +28,24 @@ class Curve:
     them selects the images of the next higher one, and a threshold above the last one selects none.
     """
 
-    thresholds: Float[np.ndarray, " k"]
-    predicted: Int[np.ndarray, " k"]
-    correct: Int[np.ndarray, " k"]
+    thresholds: tuple[float, ...]
+    predicted: tuple[int, ...]
+    correct: tuple[int, ...]
 
     @classmethod
     def of(cls, scores: Float[np.ndarray, " n"], is_label: Bool[np.ndarray, " n"]) -> "Curve":
         """Return the curve of the scores of n images; empty without images."""
         if not len(scores):
-            return cls(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+            return cls((), (), ())
         correct, predicted = counts_above(scores, is_label)
         levels = np.unique(scores)
         kept = np.arange(len(levels))
         if len(levels) > MAX_POINTS:
             kept = np.linspace(0, len(levels) - 1, MAX_POINTS).round().astype(np.int64)
-        return cls(levels[kept], predicted[::-1][kept], correct[::-1][kept])
+        return cls(*(tuple(each[kept].tolist()) for each in (levels, predicted[::-1], correct[::-1])))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class LabelThreshold:
     """The threshold of a label, and what others would find.
 
@@ -68,7 +68,7 @@ class LabelThreshold:
         return self.automatic if self.own is None else self.own
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class LabelThresholds:
     """The thresholds of the labels of a label set, in their order; of more than ``MAX_CLASS_ROWS``, the most frequent.
 

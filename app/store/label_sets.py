@@ -1,13 +1,13 @@
 """Label sets in the database, with optimistic locking of changes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from cachetools import LRUCache
-from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, not_, select
+from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -181,7 +181,11 @@ class LabelSetRepository:
                     raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
                 _require_match(row, if_match)
             settings = LabelSetSettings(templates, merge_synonyms, multi_label)
-            return append_version(session, row, tuple(classes), settings), created
+            previous = None if created else await session.get_one(LabelSetVersionRow, (name, row.last_version))
+            written = append_version(session, row, tuple(classes), settings)
+            if previous is not None:
+                await _keep_selections(session, previous, written)
+            return written, created
 
     async def add_classes(
         self,
@@ -256,7 +260,9 @@ class LabelSetRepository:
             changed = indices_of(list(thresholds), [entry.name for entry in classes])
             for index, threshold in zip(changed, thresholds.values(), strict=True):
                 classes[index] = replace(classes[index], threshold=threshold)
-            return append_version(session, row, tuple(classes), settings_of(current))
+            written = append_version(session, row, tuple(classes), settings_of(current))
+            await _keep_selections(session, current, written)
+            return written
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete all versions, examples, drafts and selections permanently; version numbers are not used again.
@@ -326,6 +332,24 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
     """
     connection = await session.connection()  # past the session, which would first ask which rows they are
     return (await connection.execute(delete(ExampleRow).where(*chosen))).rowcount
+
+
+async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, written: LabelSet) -> None:
+    """Let the selections of the previous version count for the one that was written, if they would be the same.
+
+    Methods are compared, and scores calibrated, without thresholds and priors.
+    """
+    same = previous.templates == written.templates and previous.merge_synonyms == written.merge_synonyms
+    if same and _compared(previous.classes) == _compared(written.classes):
+        await session.execute(
+            update(SelectionRow)
+            .where(SelectionRow.name == previous.name, SelectionRow.version == previous.version)
+            .values(version=written.version)
+        )
+
+
+def _compared(classes: Iterable[ClassEntry]) -> list[ClassEntry]:
+    return [replace(entry, threshold=None, prior=None) for entry in classes]
 
 
 def settings_of(row: LabelSetVersionRow) -> LabelSetSettings:

@@ -93,6 +93,28 @@ def test_thresholds_are_stored_as_a_new_version(taught):
     assert taught.get(f"{AT}?version=1").json()["classes"][0]["threshold"] == 0.25
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_scores_stay_calibrated_while_only_thresholds_change(taught, whole):
+    """Thresholds are those of calibrated scores; a comparison of the methods takes a while, and needs none of them."""
+    before = measured(taught)
+    if whole:
+        put(taught, "red", {"name": "green", "threshold": 0.6}, "blue")
+    else:
+        taught.patch(THRESHOLDS, json={"thresholds": {"green": 0.6, "red": None}}).raise_for_status()
+    after = measured(taught)
+    assert (after["version"], after["calibrated"]) == (2, True)
+    assert [each["curve"] for each in after["labels"]] == [each["curve"] for each in before["labels"]]
+    selected = taught.get(f"{AT}/selection").json()
+    assert (selected["version"], selected["current"]) == (2, True)
+
+
+@pytest.mark.parametrize("change", [{"templates": "a drawing of {}."}, {"classes": ["red", "green", "grey"]}])
+def test_other_texts_need_another_comparison(taught, change):
+    sent = {"classes": CLASSES, "multi_label": True} | change
+    taught.put(AT, json=sent).raise_for_status()
+    assert taught.get(f"{AT}/selection").json()["current"] is False
+
+
 def test_a_version_that_was_replaced_is_not_changed(taught):
     taught.patch(THRESHOLDS, json={"thresholds": {"blue": 0.5}}).raise_for_status()
     refused = taught.patch(THRESHOLDS, json={"thresholds": {"blue": 0.6}}, headers={"If-Match": '"1"'})

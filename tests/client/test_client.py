@@ -429,6 +429,8 @@ def test_no_name_that_would_change_the_path_is_sent(client, name):
         "class of a label set": lambda: label_sets.remove_class(name, "red"),
         "evaluated label set": lambda: label_sets.evaluate(name),
         "selection": lambda: label_sets.selection(name),
+        "thresholds": lambda: label_sets.thresholds(name),
+        "written thresholds": lambda: label_sets.set_thresholds(name, {"red": 0.5}),
         "shipped label set": lambda: label_sets.import_shipped(name),
         "drafts": lambda: list(label_sets.drafts(name)),
         "described label set": lambda: label_sets.describe(name),

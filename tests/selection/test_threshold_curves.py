@@ -25,7 +25,7 @@ def test_a_curve_of_many_scores_is_an_even_sample_with_both_ends():
     is_label = scores > 0.5
     curve = Curve.of(scores, is_label)
     assert len(curve.thresholds) == MAX_POINTS
-    assert curve.thresholds[[0, -1]] == pytest.approx([scores.min(), scores.max()])
+    assert (curve.thresholds[0], curve.thresholds[-1]) == pytest.approx((scores.min(), scores.max()))
     assert (np.diff(curve.thresholds) > 0).all()
     for threshold, predicted, correct in zip(curve.thresholds, curve.predicted, curve.correct, strict=True):
         assert predicted == (scores >= threshold).sum()

@@ -23,9 +23,7 @@ class CurveBody(Response):
     @classmethod
     def of(cls, curve: Curve) -> "CurveBody":
         """Convert a curve."""
-        return cls(
-            thresholds=curve.thresholds.tolist(), predicted=curve.predicted.tolist(), correct=curve.correct.tolist()
-        )
+        return cls(thresholds=list(curve.thresholds), predicted=list(curve.predicted), correct=list(curve.correct))
 
 
 class LabelThresholdBody(Response):

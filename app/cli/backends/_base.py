@@ -169,6 +169,16 @@ class Backend(Protocol):
     async def selection(self, name: str, model: str | None) -> "answers.Selection":
         """Return the method that is selected for a label set, and the evidence for it."""
 
+    async def thresholds(
+        self, name: str, model: str | None, *, precision: float | None, recall: float | None
+    ) -> "answers.Thresholds":
+        """Return the thresholds of the labels of a label set, and what others find on its example images."""
+
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, version: int
+    ) -> "answers.LabelSet":
+        """Write a version with other thresholds of some classes, if ``version`` is still the newest."""
+
     async def estimate_descriptions(self, name: str, request: DescribeRequest) -> "answers.DescribeEstimate":
         """Return an upper bound of the requests and tokens that ``describe`` uses."""
 

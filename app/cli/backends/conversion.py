@@ -10,6 +10,7 @@ from app.captions.search import CaptionPage
 from app.errors import ClientError
 from app.names.namespaces import own_name
 from app.selection.selection_reader import evidence_of
+from app.selection.threshold_curves import LabelThresholds
 from app.store.drafts import Draft
 from app.store.examples import Added, ExampleCounts, NewExample, StoredSelection
 from app.store.label_sets import LabelSetSummary
@@ -134,6 +135,20 @@ def selection(found: StoredSelection) -> answers.Selection:
         current=found.is_current,
         created_at=found.created_at,
         **evidence_of(found.result),
+    )
+
+
+def thresholds(measured: LabelThresholds) -> answers.Thresholds:
+    """Return the thresholds of the labels of a label set."""
+    return _validated(
+        answers.Thresholds,
+        label_set=own_name(measured.label_set.reference),
+        version=measured.label_set.version,
+        multi_label=measured.label_set.multi_label,
+        model=measured.model,
+        images=measured.images,
+        calibrated=measured.is_calibrated,
+        labels=measured.labels,
     )
 
 

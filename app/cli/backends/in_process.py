@@ -266,6 +266,23 @@ class InProcessBackend:
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
         return conversion.selection(await self._service.selection_reader.stored(label_set, model))
 
+    async def thresholds(
+        self, name: str, model: str | None, *, precision: float | None, recall: float | None
+    ) -> answers.Thresholds:
+        """Measure in this process."""
+        label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
+        measured = await self._service.threshold_curves.measure(label_set, model, precision=precision, recall=recall)
+        return conversion.thresholds(measured)
+
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, version: int
+    ) -> answers.LabelSet:
+        """Write to the store."""
+        label_set = await self._service.label_sets.set_thresholds(
+            OPEN_NAMESPACE.label_set(name), thresholds, if_match=frozenset({version})
+        )
+        return conversion.label_set(label_set)
+
     async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
         """Plan the requests."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))

@@ -207,6 +207,18 @@ class HttpBackend:
         """GET /v1/label-sets/{name}/selection."""
         return await self._client.label_sets.selection(name, model=model)
 
+    async def thresholds(
+        self, name: str, model: str | None, *, precision: float | None, recall: float | None
+    ) -> answers.Thresholds:
+        """GET /v1/label-sets/{name}/thresholds."""
+        return await self._client.label_sets.thresholds(name, model=model, precision=precision, recall=recall)
+
+    async def set_thresholds(
+        self, name: str, thresholds: Mapping[str, float | None], *, version: int
+    ) -> answers.LabelSet:
+        """PATCH /v1/label-sets/{name}/thresholds."""
+        return await self._client.label_sets.set_thresholds(name, thresholds, version=version)
+
     async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
         """POST /v1/label-sets/{name}/descriptions:estimate."""
         options: dict[str, Any] = asdict(request)
