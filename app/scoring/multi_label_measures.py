@@ -122,17 +122,23 @@ def average_precision(scores: Float[np.ndarray, "n c"], is_label: Bool[np.ndarra
     averages = np.full(scores.shape[1], np.nan)
     for label, (column, truth) in enumerate(zip(scores.T, is_label.T, strict=True)):
         if truth.any():
-            hits, selected = counts_above(column, truth)
+            _, hits, selected = counts_above(column, truth)
             found = np.diff(hits, prepend=0)
             averages[label] = (found * hits / selected).sum() / hits[-1]
     return averages
 
 
-def counts_above(scores: Float[np.ndarray, " n"], is_label: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each distinct score from the highest, the images with the label and all images at or above it."""
+def counts_above(
+    scores: Float[np.ndarray, " n"], is_label: Bool[np.ndarray, " n"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct scores, highest first, and for each the images with the label and all images at or above it.
+
+    There must be one image at least.
+    """
     order = np.argsort(-scores, kind="stable")
-    last_of_score = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    return np.cumsum(is_label[order])[last_of_score], last_of_score + 1
+    ordered = scores[order]
+    last_of_score = np.append(np.flatnonzero(np.diff(ordered)), len(scores) - 1)
+    return ordered[last_of_score], np.cumsum(is_label[order])[last_of_score], last_of_score + 1
 
 
 def _check(names: Sequence[str], scores: np.ndarray, is_label: np.ndarray) -> None:

@@ -242,7 +242,10 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counts:
-    """Images with a label, and all images, at or above each of k ascending scores; a weight may make them fractions."""
+    """Images with a label, and all images, at or above each of k ascending scores; a weight may make them fractions.
+
+    ``hits`` and ``selected`` have k + 1 items: none are above the last score.
+    """
 
     levels: np.ndarray
     hits: np.ndarray
@@ -251,8 +254,8 @@ class _Counts:
 
     @classmethod
     def of(cls, scores: np.ndarray, is_label: np.ndarray) -> "_Counts":
-        hits, selected = counts_above(scores, is_label) if len(scores) else (np.zeros(0), np.zeros(0))
-        return cls(np.unique(scores), hits[::-1], selected[::-1], float(is_label.sum()))
+        levels, hits, selected = counts_above(scores, is_label) if len(scores) else (np.zeros(0),) * 3
+        return cls(levels[::-1], np.append(hits[::-1], 0), np.append(selected[::-1], 0), float(is_label.sum()))
 
     def scaled(self, factor: float) -> "_Counts":
         return _Counts(self.levels, factor * self.hits, factor * self.selected, factor * self.positives)
@@ -260,7 +263,7 @@ class _Counts:
     def at(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the hits and the selected images at or above any thresholds (t,)."""
         places = np.searchsorted(self.levels, thresholds)
-        return np.append(self.hits, 0)[places], np.append(self.selected, 0)[places]
+        return self.hits[places], self.selected[places]
 
 
 def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, prior: _Counts | None) -> tuple[float | None, str | None]:
@@ -271,7 +274,7 @@ def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, prior: _Counts | None)
     middles = counts.levels[:-1] / 2 + counts.levels[1:] / 2
     are_between = (middles > counts.levels[:-1]) & np.isfinite(middles)
     thresholds = np.append(counts.levels[:1], np.where(are_between, middles, counts.levels[1:]))
-    hits, selected, positives = counts.hits, counts.selected, counts.positives
+    hits, selected, positives = counts.hits[:-1], counts.selected[:-1], counts.positives
     if prior is not None:
         more_hits, more_selected = prior.at(thresholds)
         hits, selected, positives = hits + more_hits, selected + more_selected, positives + prior.positives
@@ -281,7 +284,7 @@ def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, prior: _Counts | None)
 def _at_precision(scores: np.ndarray, is_label: np.ndarray, precision: float) -> tuple[float | None, str | None]:
     if not len(scores):
         return None, "there are no images"
-    hits, selected = counts_above(scores, is_label)
+    levels, hits, selected = counts_above(scores, is_label)
     enough = np.flatnonzero(hits / (selected + 1) >= precision)
     if not len(enough):
         needed = ceil(precision / (1 - precision) - 1e-9)
@@ -289,7 +292,6 @@ def _at_precision(scores: np.ndarray, is_label: np.ndarray, precision: float) ->
             f"no threshold has a precision of {precision:g} with one more error counted; this needs at least {needed}"
             f" images with the label whose score no image without it reaches, and {int(is_label.sum())} have the label"
         )
-    levels = np.unique(scores)[::-1]
     return float(levels[enough[-1]]), None
 
 

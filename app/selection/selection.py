@@ -176,9 +176,9 @@ def _label_fit(names: Sequence[str], scores: np.ndarray, is_label: np.ndarray) -
     }
 
 
-def sampled_images(images: int, classes: int) -> np.ndarray:
+def sampled_images(images: int, classes: int, max_scores: int = _MAX_LOGITS) -> np.ndarray:
     """Return the indices of the labelled images that methods are compared on: all, or an even sample."""
-    limit = min(MAX_IMAGES, max(_MIN_IMAGES, _MAX_LOGITS // classes))
+    limit = min(MAX_IMAGES, max(_MIN_IMAGES, max_scores // classes))
     return np.arange(images) if images <= limit else np.linspace(0, images - 1, limit).astype(np.int64)
 
 

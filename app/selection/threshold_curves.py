@@ -19,6 +19,9 @@ from app.types import LabelSet
 MAX_POINTS = 200
 """Points of a curve; of more distinct scores, an even sample."""
 
+# Of images and labels, which take about four seconds.
+_MAX_SCORES = 2**21
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -37,12 +40,11 @@ class Curve:
         """Return the curve of the scores of n images; empty without images."""
         if not len(scores):
             return cls((), (), ())
-        correct, predicted = counts_above(scores, is_label)
-        levels = np.unique(scores)
+        levels, correct, predicted = (each[::-1] for each in counts_above(scores, is_label))
         kept = np.arange(len(levels))
         if len(levels) > MAX_POINTS:
             kept = np.linspace(0, len(levels) - 1, MAX_POINTS).round().astype(np.int64)
-        return cls(*(tuple(each[kept].tolist()) for each in (levels, predicted[::-1], correct[::-1])))
+        return cls(*(tuple(each[kept].tolist()) for each in (levels, predicted, correct)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class ThresholdCurves:
         automatic = replace(label_set, classes=tuple(replace(entry, threshold=None) for entry in label_set.classes))
         task = await self._resolver.resolve_label_set(automatic, model=model, multi_label=True)
         examples = await self._examples.labelled_features(label_set, task.model)
-        kept = sampled_images(len(examples.features), len(label_set.classes))
+        kept = sampled_images(len(examples.features), len(label_set.classes), _MAX_SCORES)
         is_label = examples.is_label[kept]
         scores = np.zeros(is_label.shape)
         if len(kept):
