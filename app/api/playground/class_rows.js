@@ -43,6 +43,8 @@ export function classRows(draft, { changed, countOf }) {
       if (images) summary.push(countText(images, "example image"));
       if (entry.stored === null) summary.push("not saved yet");
       summaryText.textContent = summary.join(" · ");
+      // Also set by the charts of thresholds; assigning an equal text would move the caret.
+      if (parts.controls && parts.controls.threshold.value !== entry.threshold) parts.controls.threshold.value = entry.threshold;
     }
     details.ontoggle = () => { if (details.open) opened(entry, parts); };
     remove.onclick = () => {

@@ -75,6 +75,22 @@ export function mergeDrafts(edited, newest, etag) {
   return draft;
 }
 
+/**
+ * Take over thresholds that were stored as version `labelSet`, which replaced the version of ETag `replaced`. A threshold
+ * that is edited in the draft stays. If others have saved meanwhile, the draft keeps its ETag, so that saving it says so.
+ */
+export function takeThresholds(draft, { thresholds, labelSet, etag, replaced }) {
+  const isLatest = draft.shown === draft.newest, before = byName(draft.base);
+  for (const entry of isLatest ? draft.classes : []) {
+    if (entry.stored === null || !Object.hasOwn(thresholds, entry.stored)) continue;
+    const base = before.get(entry.stored), threshold = thresholds[entry.stored];
+    if (thresholdOf(entry) === base.threshold) entry.threshold = String(threshold ?? "");
+    base.threshold = threshold;
+  }
+  if (draft.etag !== replaced) return;
+  Object.assign(draft, { etag, newest: labelSet.version }, isLatest ? { shown: labelSet.version, createdAt: labelSet.created_at } : {});
+}
+
 const byName = (body) => new Map(body.classes.map((entry) => [entry.name, entry]));
 
 /** Describe how a newer version differs from an older one. */

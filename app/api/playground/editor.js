@@ -4,7 +4,7 @@ import { requestJson, fetchOrThrow, jsonOptions, pathOf, RequestError } from "./
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { confirmDialog } from "./dialog.js";
 import { addressOf, renameTo } from "./views.js";
-import { bodyOf, differences, draftOf, emptyDraft, isChanged, mergeDrafts } from "./draft.js";
+import { bodyOf, differences, draftOf, emptyDraft, isChanged, mergeDrafts, takeThresholds } from "./draft.js";
 import { classRows } from "./class_rows.js";
 import { countOf, labelledCount, startExamples } from "./examples.js";
 
@@ -18,6 +18,7 @@ let rows = null;
 let latestRequest = 0;
 let listChanged = () => {};
 let toolsFor = () => {};
+let forget = () => {};
 let wasUnsaved = false;
 
 const path = (name) => pathOf("label-sets", name);
@@ -39,6 +40,22 @@ export async function edit(name) {
     byId("label-set-form").hidden = byId("editor-tools").hidden = true;
     showLoadError(requestError, byId("editor-failed"));
   }
+}
+
+/** Show a version that others have saved, unless there are unsaved edits or it is shown already. */
+export async function showNewer(name, version) {
+  if (draft?.name === name && draft.newest < version && !isChanged(draft) && !byId("new-classes").value) await edit(name);
+}
+
+/** Take over thresholds that were stored as a newer version, without touching other edits. */
+export function thresholdsStored(change) {
+  const edited = drafts.get(change.labelSet.name);
+  if (!edited) return;
+  takeThresholds(edited, change);
+  if (edited !== draft) return;
+  showVersions();
+  rows.refresh();
+  changed();
 }
 
 /** Show no label set. */
@@ -70,13 +87,7 @@ function show(shown, open = new Set()) {
   byId("editor-name-field").hidden = !isNew;
   byId("editor-name").value = draft.name;
   byId("version-field").hidden = byId("delete-label-set").hidden = byId("classify-with").hidden = isNew;
-  const oldest = Math.max(1, draft.newest - MAX_VERSIONS + 1);
-  const versions = Array.from({ length: isNew ? 0 : draft.newest - oldest + 1 }, (_, index) => draft.newest - index);
-  byId("editor-version").replaceChildren(...versions.map((entry) => option(String(entry), entry === draft.newest ? `${entry} (latest)` : String(entry))));
-  byId("editor-version").value = String(draft.shown);
-  byId("version-made").textContent = isNew ? "" : `created ${formatTime(draft.createdAt)}`;
-  byId("old-version").hidden = draft.shown === draft.newest;
-  byId("old-version").textContent = `This is the old version ${draft.shown}. Saving it makes it the latest version, ${draft.newest + 1}.`;
+  showVersions();
   byId("classify-with").href = addressOf("classify", draft.name);
   byId("editor-templates").value = draft.templates;
   byId("editor-merge").value = draft.merge;
@@ -84,13 +95,24 @@ function show(shown, open = new Set()) {
   rows = classRows(draft, { changed, countOf });
   rows.open(open);
   byId("class-filter").value = byId("new-classes").value = "";
-  byId("save-label-set").textContent = isNew ? "Save" : `Save as version ${draft.newest + 1}`;
   changed();
   const name = isNew ? "" : draft.name;
   const classnames = draft.classes.map((entry) => entry.stored).filter((entry) => entry !== null);
   byId("editor-tools").hidden = isNew;
   startExamples(name, classnames, () => rows.refresh()).catch((requestError) => showLoadError(requestError, byId("examples-error")));
-  toolsFor(name, classnames);
+  toolsFor(name, classnames, draft.newest);
+}
+
+function showVersions() {
+  const isNew = draft.etag === null;
+  const oldest = Math.max(1, draft.newest - MAX_VERSIONS + 1);
+  const versions = Array.from({ length: isNew ? 0 : draft.newest - oldest + 1 }, (_, index) => draft.newest - index);
+  byId("editor-version").replaceChildren(...versions.map((entry) => option(String(entry), entry === draft.newest ? `${entry} (latest)` : String(entry))));
+  byId("editor-version").value = String(draft.shown);
+  byId("version-made").textContent = isNew ? "" : `created ${formatTime(draft.createdAt)}`;
+  byId("old-version").hidden = draft.shown === draft.newest;
+  byId("old-version").textContent = `This is the old version ${draft.shown}. Saving it makes it the latest version, ${draft.newest + 1}.`;
+  byId("save-label-set").textContent = isNew ? "Save" : `Save as version ${draft.newest + 1}`;
 }
 
 function changed() {
@@ -282,6 +304,7 @@ async function remove() {
   try {
     await requestJson(path(name), { method: "DELETE", headers: { "If-Match": etag } });
     drafts.delete(name);
+    forget(name);
     location.hash = addressOf("label-sets");
     byId("label-sets-status").textContent = `“${name}” is deleted.`;
   } catch (requestError) {
@@ -289,10 +312,14 @@ async function remove() {
   }
 }
 
-/** Register the event handlers. `list` is called when names or drafts change, `tools` with every label set shown. */
-export function startEditor({ list, tools }) {
+/**
+ * Register the event handlers. `list` is called when names or drafts change, `tools` with every label set shown, `deleted`
+ * with the name of a label set that is deleted.
+ */
+export function startEditor({ list, tools, deleted }) {
   listChanged = list;
   toolsFor = tools;
+  forget = deleted;
   byId("label-set-form").addEventListener("submit", save);
   byId("editor-name").oninput = () => {
     draft.name = byId("editor-name").value.trim();

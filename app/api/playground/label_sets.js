@@ -3,9 +3,10 @@ import { byId, countText, create } from "./elements.js";
 import { clearRequestError, showLoadError } from "./request_errors.js";
 import { allLabelSets } from "./catalogue.js";
 import { addressOf } from "./views.js";
-import { anyUnsaved, closeEditor, edit, hasUnsaved, startEditor } from "./editor.js";
+import { anyUnsaved, closeEditor, edit, hasUnsaved, showNewer, startEditor, thresholdsStored } from "./editor.js";
 import { startExampleButtons } from "./examples.js";
 import { setEvaluatedLabelSet, startEvaluate } from "./evaluate.js";
+import { anyUnstored, forgetThresholds, hasUnstored, setThresholdsOf, startThresholds } from "./thresholds.js";
 import { setTestedLabelSet, startConfusion } from "./confusion.js";
 import { showShipped } from "./shipped.js";
 
@@ -46,7 +47,7 @@ function showList() {
 function line(entry) {
   const link = create("a", { href: addressOf("label-sets", entry.name), textContent: entry.name });
   if (entry.name === open) link.setAttribute("aria-current", "true");
-  const unsaved = hasUnsaved(entry.name) ? " · not saved" : "";
+  const unsaved = hasUnsaved(entry.name) ? " · not saved" : hasUnstored(entry.name) ? " · thresholds not stored" : "";
   return create("li", {}, link, " ", create("span", { className: "hint", textContent: `${countText(entry.classes, "class", "classes")} · version ${entry.version}${unsaved}` }));
 }
 
@@ -63,13 +64,23 @@ function listChanged({ saved = null } = {}) {
 export function startLabelSets() {
   startEditor({
     list: listChanged,
-    tools: (name, classnames) => {
+    tools: (name, classnames, version) => {
       setEvaluatedLabelSet(name, classnames);
+      setThresholdsOf(name, classnames, version);
       setTestedLabelSet(name, classnames);
     },
+    deleted: forgetThresholds,
   });
   startExampleButtons();
   startEvaluate();
+  startThresholds({
+    changed: showList,
+    loaded: showNewer,
+    stored: (change) => {
+      thresholdsStored(change);
+      load();
+    },
+  });
   startConfusion();
-  addEventListener("beforeunload", (event) => { if (anyUnsaved()) event.preventDefault(); });
+  addEventListener("beforeunload", (event) => { if (anyUnsaved() || anyUnstored()) event.preventDefault(); });
 }
