@@ -107,7 +107,9 @@ class Sorter:
         Raises:
             OSError: the file cannot be sorted; it is unchanged.
         """
-        best = next(iter(result.predictions), None)  # there may be no discovered label
+        # Of an image that may have several labels, the best prediction may be below its threshold.
+        named = (each for each in result.predictions if result.label in {each.label, None})
+        best = next(named, None)  # there may be no discovered label
         folder = self.target / (NONE_OF_THESE if result.label is None else self._folder_of(result.label))
         if not self.dry_run:
             folder.mkdir(exist_ok=True)

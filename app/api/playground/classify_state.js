@@ -113,6 +113,12 @@ export function verdictOf(state, picture) {
   return { kind: "match", title: label, label, note: pathText(result) };
 }
 
+/** Return the label of a result, or all where an image may have several; the best one may be far from fitting. */
+export function answerText({ labels, rejected, predictions }) {
+  if (rejected || labels?.length === 0) return "none of these";
+  return labels?.join(", ") ?? predictions[0].label;
+}
+
 /** Return the labels above the end of the path of a hierarchy, empty without one. */
 const pathText = ({ path }) => (path?.length > 1 ? `${path.slice(0, -1).map((step) => step.label).join(" › ")} ›` : "");
 
