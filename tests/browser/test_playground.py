@@ -145,6 +145,18 @@ def test_a_sample_alone_is_classified_with_the_labels_of_the_user(open_page):
     expect(page.locator(".card")).to_contain_text("Closest: dog.")
     expect(page.locator("#results")).to_contain_text("Probably none of the labels fits.")
 
+    page.route("**/v1/classify", weaken, times=1)
+    page.click("[aria-label='Remove horse']")  # a label alone
+    expect(page.locator(".card .verdict")).to_have_text("No good fit")
+    expect(page.locator(".card .verdict-note")).to_have_text(re.compile(r"Closest: dog\. Similarity -?0\.\d\d\."))
+    expect(page.locator(".card")).not_to_contain_text("100 %")
+    page.check("input[name=layout][value=table]")
+    expect(page.locator("tbody td.number").first).to_have_text("")
+    page.check("input[name=layout][value=cards]")
+    page.fill("#new-labels", "horse")
+    page.press("#new-labels", "Enter")
+    expect(page.locator(".card")).to_contain_text("horse")
+
     def reject(route):
         fields = route.request.post_data_json
         assert fields.pop("reject") == "auto"
