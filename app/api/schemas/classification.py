@@ -361,7 +361,8 @@ class ResultBody(Response):
     path: list[PathStepBody] | None = Field(
         None,
         description="With parents of classes: the labels from a root to where the answer stops: the best class below"
-        " the best labels, or with `min_score` the last label whose score reaches it. Null without parents.",
+        " the best labels, or with `min_score` the last label whose score reaches it. Empty if no score reaches it, or"
+        " the image is `rejected` or has no `labels`. Null without parents.",
     )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
