@@ -226,14 +226,23 @@ def test_a_port_in_use_is_an_error_before_the_models_are_loaded(run, monkeypatch
     assert_refused(done, f"port {port}")
 
 
-def test_a_file_with_unknown_fields_is_not_a_label_set(run, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"klasses": ["a"]}', "is not a label set: classes: Field required"),
+        (
+            '{"classes": [{"name": "a", "threshold": true}]}',
+            "classes.0.threshold: Input should be a number; given: true",
+        ),
+        ('[{"name": "a", "threshold": "high"}]', "unable to parse string as a number; given: 'high'"),
+        ('{"classes": ["a"], "priors": {"a": false}}', "priors.a: Input should be a number; given: false"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_file_that_is_not_a_label_set_is_refused_with_the_field_and_its_value(run, tmp_path, content, problem):
     wrong = tmp_path / "wrong.json"
-    wrong.write_text('{"klasses": ["a"]}', "utf-8")
-
-    done = run("label-sets", "import", "x", wrong)
-
-    assert done.exit_code == 2
-    assert "is not a label set" in done.stderr
+    wrong.write_text(content, "utf-8")
+    assert_refused(run("label-sets", "import", "x", wrong), problem)
 
 
 def test_every_setting_is_an_option_of_serve_in_the_panel_of_its_group(run):

@@ -16,6 +16,7 @@ from app.api.schemas.problems import Problem, ProblemOf
 from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
+from app.names.field_values import Number
 from app.names.namespaces import Namespace, own_name
 from app.types import (
     Classification,
@@ -124,7 +125,7 @@ class ClassifyFields(Request):
     explain: bool = Field(
         default=False, description="Also return which prompts support the best labels and which oppose them."
     )
-    options: Annotated[dict[str, float], BeforeValidator(_json_object)] = Field(
+    options: Annotated[dict[str, Number], BeforeValidator(_json_object)] = Field(
         {},
         description="Options of the method, listed by `GET /v1/methods`. In a form or a query string: a JSON object.",
         examples=[{"beta": 0.7}],
