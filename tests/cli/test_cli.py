@@ -432,6 +432,27 @@ def test_priors_come_from_a_file_an_object_or_the_label_set(run, where, tmp_path
     assert "labels.txt is not JSON" in bad.stderr or "is not JSON" in bad.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--priors", "unifrom"], ["'unifrom' is neither a file, nor", "did you mean 'uniform'?"]),
+        (["--priors", '{"red": true, "blue": 1}'], ["has true for 'red', which is not a number"]),
+        (["--priors", '{"red": 1, "blue": "many"}'], ["""has "many" for 'blue'"""]),
+        (["--priors", "[1, 2]"], ["'[1, 2]' is neither a file"]),
+        (["--min-score", "1.8"], ["--min-score", "less than or equal to 1; given: '1.8'"]),
+        (["--top-k", "many"], ["--top-k", "given: 'many'"]),
+        (["--explain", "--format", "csv"], ["--explain: has no place in the format 'csv'"]),
+        (["--explain", "--format", "fiftyone"], ["--explain: has no place in the format 'fiftyone'"]),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused_with_its_value(run, tmp_path, options, words):
+    (image := tmp_path / "image.png").write_bytes(picture("teal"))
+    done = run("classify", image, "-l", "red,blue", *options)
+    message = " ".join(done.stderr.replace("\u2502", " ").split())  # typer's errors are in a box
+    assert done.exit_code == 2
+    assert all(word in message for word in words), message
+
+
 def test_a_hierarchy_is_imported_shown_and_exported_and_answers_end_at_a_sure_label(run, where, tmp_path):
     (image := tmp_path / "image.png").write_bytes(picture("blue"))
     (tree := tmp_path / "tree.txt").write_text("colour\n  warm\n    red\n    yellow\n  blue\n")

@@ -66,9 +66,8 @@ def _priors(value: object) -> object:
         raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
     for name, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise PydanticCustomError(
-                "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
-            )
+            context = {"name": repr(str(name)[:80]), "given": json.dumps(number)[:80]}
+            raise PydanticCustomError("priors", "must have a number for each label; {name} has {given}", context)
         if isinstance(number, int) and number > _LARGEST_NUMBER:
             problem = "has a number above {largest} for {name}; only the ratios matter, so divide all by one number"
             context = {"name": repr(str(name)[:80]), "largest": f"{_LARGEST_NUMBER:.0e}"}
