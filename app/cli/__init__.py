@@ -162,10 +162,10 @@ class _LazyGroup(TyperGroup):
             if is_choice:
                 known = re.findall("'([^']+)'", choices)
                 error.message = f"{value}{is_choice}{choices.rstrip('.')}{did_you_mean(value.strip(chr(39)), known)}"
-            elif hasattr(error.__cause__, "errors"):  # of pydantic, whose message does not show the value
+            elif (errors := getattr(error.__cause__, "errors", None)) is not None:  # of pydantic, without the value
                 from app.names.field_values import with_value  # noqa: PLC0415 - pydantic
 
-                error.message = with_value(error.message, error.__cause__.errors()[0]["input"])
+                error.message = with_value(error.message, errors()[0]["input"])
             raise
 
 
