@@ -183,7 +183,10 @@ def labels_file(
         if result.label is None:
             return None
         labels = [{"label": prediction.label, "confidence": prediction.score} for prediction in _shown(result, top_k)]
-        return labels if top_k > 1 or result.labels is not None else labels[0]
+        if top_k > 1 or result.labels is not None:
+            return labels
+        path = {} if result.path is None else {"attributes": {"label_path": [step.label for step in result.path]}}
+        return {**labels[0], **path}
 
     return {
         "classes": None if classes is None else list(classes),

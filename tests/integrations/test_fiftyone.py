@@ -196,6 +196,9 @@ def test_the_labels_file_has_absolute_paths_and_no_bad_files(tmp_path, monkeypat
     two = labels_file(files[:1], results[:1], classes=None, top_k=2)
     assert two["classes"] is None
     assert [each["label"] for each in two["labels"][str(tmp_path / "a.png")]] == ["cat", "dog"]
+    below = result("cat", path=[{"label": "animal", "score": 0.9}])
+    with_path = labels_file(files[:1], [below], classes=None, top_k=1)["labels"][str(tmp_path / "a.png")]
+    assert with_path == {"label": "cat", "confidence": 0.5, "attributes": {"label_path": ["animal"]}}
 
 
 @pytest.fixture
