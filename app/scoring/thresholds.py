@@ -61,11 +61,11 @@ def fit_thresholds(
 ) -> Thresholds:
     """Return the threshold of each label with the highest F1, or with a wanted precision or recall.
 
-    - F1: the threshold, in the middle between two scores of images, with the highest F1 on these images. On few images
-      it would follow chance (Lipton et al., "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014).
-      So ``shared_images`` images are added to those of the label, which have the scores of the images of all labels. A
-      label without an image has no threshold of its own and takes the shared one, which has the highest micro F1. On
-      new images the F1 is lower than on these; there is no guarantee.
+    - F1: the threshold with the highest F1 on these images. On few images it would follow chance (Lipton et al.,
+      "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014). So ``shared_images`` images are added
+      to those of the label, which have the scores of the images of all labels. A label without an image has no
+      threshold of its own and takes the shared one, which has the highest micro F1. On new images the F1 is lower than
+      on these; there is no guarantee.
     - ``precision``: the lowest threshold at or above which the share of images with the label is at least that, if one
       more image without it is counted. So 0.9 needs 9 images with the label above every image without it. It is not a
       guarantee, because the lowest of many thresholds is chosen on the same images: in simulations with 100 images,
@@ -74,6 +74,8 @@ def fit_thresholds(
     - ``recall``: the largest threshold that new images of the label reach with at least that probability, on average
       over draws of the images: ``rejection_threshold``, which is exact for any number of images and any distribution.
       So 0.9 needs 9 images with the label.
+
+    Each lies in the middle between two scores of images, or between the lowest one and 0, if that is positive.
 
     Args:
         scores: higher for labels that are more likely.
@@ -100,7 +102,7 @@ def fit_thresholds(
         if precision is not None:
             return _at_precision(column, truth, precision)
         if recall is not None:
-            return _at_recall(column[truth], recall)
+            return _at_recall(column, truth, recall)
         return _at_best_f1(column, truth, prior)
 
     fitted = [fit(column, truth, prior) for column, truth in zip(wide.T, is_label.T, strict=True)]
@@ -270,10 +272,7 @@ def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, prior: _Counts | None)
     if not is_label.any():
         return None, f"none of the {len(scores)} images has the label; it takes the threshold that all labels share"
     counts = _Counts.of(scores, is_label)
-    # Halfway between neighbouring scores; the lowest score itself selects all images.
-    middles = counts.levels[:-1] / 2 + counts.levels[1:] / 2
-    are_between = (middles > counts.levels[:-1]) & np.isfinite(middles)
-    thresholds = np.append(counts.levels[:1], np.where(are_between, middles, counts.levels[1:]))
+    thresholds = _halfway_down(counts.levels)
     hits, selected, positives = counts.hits[:-1], counts.selected[:-1], counts.positives
     if prior is not None:
         more_hits, more_selected = prior.at(thresholds)
@@ -292,12 +291,26 @@ def _at_precision(scores: np.ndarray, is_label: np.ndarray, precision: float) ->
             f"no threshold has a precision of {precision:g} with one more error counted; this needs at least {needed}"
             f" images with the label whose score no image without it reaches, and {int(is_label.sum())} have the label"
         )
-    return float(levels[enough[-1]]), None
+    return float(_halfway_down(levels[::-1])[::-1][enough[-1]]), None
 
 
-def _at_recall(positives: np.ndarray, recall: float) -> tuple[float | None, str | None]:
+def _at_recall(scores: np.ndarray, is_label: np.ndarray, recall: float) -> tuple[float | None, str | None]:
+    positives = scores[is_label]
     threshold = rejection_threshold(positives, 1 - recall) if len(positives) else -inf
     if threshold == -inf:
         needed = ceil(1 / (1 - recall) - 1e-9) - 1
         return None, f"{len(positives)} images have the label; a recall of {recall:g} needs at least {needed}"
-    return threshold, None
+    levels = np.unique(scores)
+    return float(_halfway_down(levels)[np.searchsorted(levels, threshold)]), None
+
+
+def _halfway_down(levels: np.ndarray) -> np.ndarray:
+    """Return thresholds that select the images at or above each of the ascending scores of images.
+
+    They lie in the middle between a score and the next lower one, and the first between the lowest score and 0: in an
+    answer, the score of the same image may be slightly lower, because it is in single precision, and the features of
+    example images are stored in half precision.
+    """
+    lower = np.append(min(0.0, levels[0]), levels[:-1])
+    middles = lower / 2 + levels / 2
+    return np.where((middles > lower) & np.isfinite(middles), middles, levels)

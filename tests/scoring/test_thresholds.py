@@ -43,6 +43,18 @@ def test_a_threshold_lies_between_the_two_scores_that_it_separates():
     assert fit_thresholds(scores, is_label).by_label == pytest.approx([0.4])
 
 
+@pytest.mark.parametrize("goal", [{}, {"precision": 0.5}, {"recall": 0.5}])
+def test_images_whose_scores_are_rounded_are_still_selected(goal):
+    """The scores of answers are in single precision, and those of example images come from rounded features."""
+    rng = np.random.default_rng(0)
+    for levels in (1, 3, 1000):  # with one, all images have the same score
+        scores = (1 + rng.integers(0, levels, (60, 2))) / (levels + 1.1)
+        is_label = rng.random((60, 2)) < 0.5 + 0.5 * scores
+        for threshold, column in zip(fit_thresholds(scores, is_label, **goal).by_label, scores.T, strict=True):
+            assert threshold is not None
+            np.testing.assert_array_equal(column - 1e-4 >= threshold, column >= threshold)
+
+
 def test_a_label_of_few_images_has_a_threshold_nearer_to_the_shared_one():
     rng = np.random.default_rng(0)
     scores, is_label = drawn(rng, 400, 3)
