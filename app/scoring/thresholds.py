@@ -6,7 +6,7 @@ the threshold.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, inf
+from math import ceil, inf, nextafter
 from typing import Any
 
 import numpy as np
@@ -296,7 +296,8 @@ def _at_precision(scores: np.ndarray, is_label: np.ndarray, precision: float) ->
 
 def _at_recall(scores: np.ndarray, is_label: np.ndarray, recall: float) -> tuple[float | None, str | None]:
     positives = scores[is_label]
-    threshold = rejection_threshold(positives, 1 - recall) if len(positives) else -inf
+    rate = min(1 - recall, nextafter(1, 0))  # the difference rounds to 1 for a tiny recall
+    threshold = rejection_threshold(positives, rate) if len(positives) else -inf
     if threshold == -inf:
         needed = ceil(1 / (1 - recall) - 1e-9) - 1
         return None, f"{len(positives)} images have the label; a recall of {recall:g} needs at least {needed}"

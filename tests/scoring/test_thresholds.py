@@ -105,6 +105,14 @@ def test_a_recall_needs_a_number_of_images(recall, needed):
     )
 
 
+@pytest.mark.parametrize("goal", ["precision", "recall"])
+@pytest.mark.parametrize("share", [1e-300, 1e-17, 1 - 2**-53])
+def test_goals_next_to_the_ends_have_a_threshold_or_a_reason(goal, share):
+    scores = np.arange(1.0, 9)[:, None]
+    fitted = fit_thresholds(scores, scores > 4, **{goal: share})
+    assert (fitted.by_label[0] is None) == (fitted.reasons[0] is not None) == (share > 0.5)
+
+
 @pytest.mark.parametrize(("precision", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9)])
 def test_a_precision_counts_one_more_error(precision, needed):
     for count in (needed - 1, needed):
