@@ -1,5 +1,6 @@
 """Label sets in the database, with optimistic locking of changes."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -252,12 +253,16 @@ class LabelSetRepository:
 
         Raises:
             UnknownNameError: there is no such label set, or no such class in it.
+            InvalidFieldError: two names are those of one class.
             PreconditionFailedError: the current version is not in ``if_match``.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
             classes = list(current.classes)
             changed = indices_of(list(thresholds), [entry.name for entry in classes])
+            if repeated := [classes[index].name for index, number in Counter(changed).items() if number > 1]:
+                problem = f"'{repeated[0]}' is given twice; remove one of them"
+                raise InvalidFieldError.of(f"thresholds.{repeated[0]}", problem)
             for index, threshold in zip(changed, thresholds.values(), strict=True):
                 classes[index] = replace(classes[index], threshold=threshold)
             written = append_version(session, row, tuple(classes), settings_of(current))

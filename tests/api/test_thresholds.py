@@ -143,6 +143,7 @@ def test_a_version_that_was_replaced_is_not_changed(taught):
         ({"blue": 1.01}, 422, "thresholds.blue"),
         ({"blue": -0.1}, 422, "thresholds.blue"),
         ({"blue": "high"}, 422, "thresholds.blue"),
+        ({"blue": 0.1, " blue ": 0.9}, 422, "thresholds.blue"),
         ({"blue": 0.5, "sea": 0.5}, 404, None),
     ],
 )
