@@ -20,16 +20,32 @@ def test_every_threshold_selects_the_images_at_or_above_it():
         assert selected_at(curve, threshold) == (above.sum(), (above & is_label).sum())
 
 
-def test_a_curve_of_many_scores_is_an_even_sample_with_both_ends():
-    scores = np.random.default_rng(1).random(5000)
-    is_label = scores > 0.5
-    curve = Curve.of(scores, is_label)
-    assert len(curve.thresholds) == MAX_POINTS
-    assert (curve.thresholds[0], curve.thresholds[-1]) == pytest.approx((scores.min(), scores.max()))
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.02, 0.5, 1.0])
+def test_a_sample_of_many_scores_has_both_ends_and_small_steps_of_the_recall(share):
+    random = np.random.default_rng(1)
+    is_label = random.random(5000) < share
+    scores = random.random(5000) + is_label
+    curve = Curve.of(scores, is_label, [0.3, 0.6, 0.9])
+    assert len(curve.thresholds) <= MAX_POINTS
+    assert (curve.thresholds[0], curve.thresholds[-1]) == (scores.min(), scores.max())
     assert (np.diff(curve.thresholds) > 0).all()
+    assert -np.diff(curve.correct).min() <= max(2, 0.011 * is_label.sum())
     for threshold, predicted, correct in zip(curve.thresholds, curve.predicted, curve.correct, strict=True):
         assert predicted == (scores >= threshold).sum()
         assert correct == (is_label & (scores >= threshold)).sum()
+
+
+def test_a_sample_is_exact_at_the_thresholds_that_matter():
+    random = np.random.default_rng(1)
+    is_label = random.random(5000) < 0.01
+    scores = (random.random(5000) + is_label) / 2
+    for threshold in (0.0, 0.123, 0.4567, 0.95, float(scores.max()), 1.1, float(scores[7])):
+        above = scores >= threshold
+        curve = Curve.of(scores, is_label, [threshold])
+        assert selected_at(curve, threshold) == (above.sum(), (above & is_label).sum())
+        # Also at the nearest thresholds that select other images.
+        below = scores[~above].max(initial=-1)
+        assert selected_at(curve, below) == ((scores >= below).sum(), (is_label & (scores >= below)).sum())
 
 
 def test_without_images_there_is_no_point():
