@@ -1,7 +1,7 @@
 """Label sets in the database, with optimistic locking of changes."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -340,12 +340,8 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
 
 
 async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, written: LabelSet) -> None:
-    """Let the selections of the previous version count for the one that was written, if they would be the same.
-
-    Methods are compared, and scores calibrated, without thresholds and priors.
-    """
-    same = previous.templates == written.templates and previous.merge_synonyms == written.merge_synonyms
-    if same and _compared(previous.classes) == _compared(written.classes):
+    """Let the selections of the previous version count for the one that was written, if they would be the same."""
+    if is_compared_alike(previous, written):
         await session.execute(
             update(SelectionRow)
             .where(SelectionRow.name == previous.name, SelectionRow.version == previous.version)
@@ -353,8 +349,16 @@ async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, 
         )
 
 
-def _compared(classes: Iterable[ClassEntry]) -> list[ClassEntry]:
-    return [replace(entry, threshold=None, prior=None) for entry in classes]
+def is_compared_alike(one: LabelSetVersionRow, other: LabelSetVersionRow | LabelSet) -> bool:
+    """Return whether two versions have the same selections.
+
+    Methods are compared, and scores calibrated, without thresholds and priors.
+    """
+    compared = [
+        (each.templates, each.merge_synonyms, [replace(entry, threshold=None, prior=None) for entry in each.classes])
+        for each in (one, other)
+    ]
+    return compared[0] == compared[1]
 
 
 def settings_of(row: LabelSetVersionRow) -> LabelSetSettings:
