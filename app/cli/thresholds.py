@@ -238,7 +238,8 @@ def _figure(labels: "Sequence[LabelThreshold]") -> "Figure":
         axes.plot(steps, [values[0] for values in measured], label="precision")
         axes.plot(steps, [values[1] for values in measured], linestyle="--", label="recall")
         axes.axvline(each.threshold, color="black", linewidth=1)
-        axes.set(title=f"{each.label} ({each.images})", xlim=(0, 1), ylim=(-0.02, 1.02))
+        axes.set_title(f"{each.label} ({each.images})", parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     grid.flat[0].legend(fontsize="small")

@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+from app.cli.pictures import check_picture, write_picture
+from app.cli.thresholds import _figure
+from deixis.answers import LabelThreshold
 from tests.api.test_examples import shade
 
 CLASSES = ["red", "green", "blue"]
@@ -78,6 +81,19 @@ def test_curves_are_drawn_as_a_picture(taught, tmp_path):
     pytest.importorskip("matplotlib")
     taught("--picture", tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text("utf-8")
+
+
+def of_label(name, threshold=0.5):
+    curve = {"thresholds": [0.2, 0.6], "predicted": [2, 1], "correct": [1, 1]}
+    own = {"threshold": threshold, "own": threshold, "automatic": 0.5, "suggested": None, "reason": None}
+    return LabelThreshold(label=name, images=1, average_precision=1, curve=curve, **own)
+
+
+def test_labels_with_signs_of_formulas_are_drawn_as_they_are(tmp_path):
+    pytest.importorskip("matplotlib")
+    check_picture(tmp_path / "curves.svg")
+    write_picture(_figure([of_label("$x^{$")]), tmp_path / "curves.svg")
+    assert "$x^{$" in (tmp_path / "curves.svg").read_text("utf-8")
 
 
 def test_without_examples_the_thresholds_in_use_are_shown(run, where, tmp_path):
