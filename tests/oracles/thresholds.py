@@ -14,7 +14,10 @@ def f1_with_shared(scores, truth, every, every_truth, threshold, weight=10):
     w = weight / max(1, sum(every_truth))                   # of all labels, as many images with a label as `weight`
     return 2 * (right + w * more_right) / (sum(truth) + picked + w * (sum(every_truth) + more))
 def best_f1(scores, truth, every, every_truth):             # the highest value; None without an image of the label
-    return max(f1_with_shared(scores, truth, every, every_truth, t) for t in halves(scores)) if any(truth) else None
+    if not any(truth): return None
+    def micro_f1(t): picked, right = counts(every, every_truth, t); return right / (sum(every_truth) + picked)
+    shared = max(halves(every), key=micro_f1)               # the lowest of equal ones
+    return max(f1_with_shared(scores, truth, every, every_truth, t) for t in [*halves(scores), shared])
 def at_precision(scores, truth, precision):                 # the counts of the lowest threshold, one more error counted
     for t in sorted(set(scores)):
         picked, right = counts(scores, truth, t)

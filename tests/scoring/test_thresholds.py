@@ -67,6 +67,18 @@ def test_a_label_of_few_images_has_a_threshold_nearer_to_the_shared_one():
     assert abs(few - shared) < 2
 
 
+def test_a_rare_label_that_its_scores_do_not_find_is_not_given_to_all_images():
+    rng = np.random.default_rng(0)
+    is_label = rng.random((400, 3)) < 0.3
+    is_label[:, 2] = np.arange(400) < 10
+    scores = rng.random((400, 3)) / 2 + is_label / 2
+    scores[:, 2] = 0.025  # as Platt scaling makes them
+    fitted = fit_thresholds(scores, is_label)
+    assert fitted.by_label[2] == fitted.shared > 0.025
+    is_label[:, 2] = np.arange(400) < 360
+    assert fit_thresholds(scores, is_label).by_label[2] < 0.025  # of a frequent one, most images have it
+
+
 def test_a_label_without_images_takes_the_shared_threshold_and_says_why():
     scores, is_label = drawn(np.random.default_rng(0), 60, 2)
     is_label[:, 1] = False
