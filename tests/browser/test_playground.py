@@ -292,6 +292,64 @@ def test_many_images_are_sent_in_parts_that_can_be_stopped_continued_and_tried_a
     expect(page.locator("#status")).to_have_text("70 images classified.")
 
 
+def refuse_twice(retry_after: str):
+    """Refuse the first two requests because of a limit."""
+    left = [2]
+
+    def answer(route):
+        if not left[0]:
+            route.continue_()
+            return
+        left[0] -= 1
+        problem = {"type": "urn:deixis:problem:rate-limited", "title": "Rate limited", "detail": "20 images per day"}
+        route.fulfill(status=429, json=problem, headers={"Retry-After": retry_after})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "said"),
+    [
+        ("300", r"The limit of the server is reached\. The rest continues in [45] min\. \(20 images per day\)"),
+        ("7200", r"The limit of the server is reached\. The rest continues at .* in 2 h\."),
+        ("Fri, 31 Dec 2100 23:59:59 GMT", r"The rest continues at .* (2100|2101).* in \d+ h\."),
+    ],
+)
+def test_a_server_that_asks_to_wait_is_waited_for_with_the_time_and_a_way_out(open_page, pictures, retry_after, said):
+    page = open_page()
+    page.clock.install()
+    page.route("**/v1/classify", refuse_twice(retry_after))
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    page.click("#classify")
+    expect(page.locator("#wait")).to_have_text(re.compile(said))
+    expect(page.locator("#status")).to_have_text(re.compile(said))
+    expect(page.locator("#classify")).to_have_text("Waiting for the server…")
+    assert verdicts(page) == ["Waiting…"]
+    page.click("#stop")
+    expect(page.locator("#wait")).to_have_count(0)
+    page.unroute("**/v1/classify")
+    page.click("#resume")
+    expect(page.locator(".card.match")).to_have_count(1)
+
+
+def test_a_run_continues_by_itself_after_the_wait_that_the_server_asked_for(open_page, pictures):
+    page = open_page()
+    page.clock.install()
+    page.route("**/v1/classify", refuse_twice("100"))
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    page.click("#classify")
+    expect(page.locator("#wait")).to_contain_text("in 2 min")
+    page.clock.fast_forward(60_000)
+    expect(page.locator("#wait")).to_contain_text(re.compile("in [34][0-9] s"))
+    page.clock.fast_forward(41_000)
+    expect(page.locator("#wait")).to_contain_text("in 2 min")  # the second refusal
+    page.clock.fast_forward(101_000)
+    expect(page.locator(".card.match")).to_have_count(1)
+    expect(page.locator(".progress, #wait")).to_have_count(0)
+
+
 def test_images_whose_features_the_server_has_forgotten_are_sent_again(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")

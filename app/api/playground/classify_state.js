@@ -1,4 +1,5 @@
 // The state of the view Classify, and what follows from it. Nothing here changes the page or sends requests.
+import { durationText } from "./elements.js";
 
 export const SOURCES = { labels: "My labels", label_set: "Label set", none: "Discover" };
 export const LAYOUTS = { cards: "Cards", grid: "Grid", table: "Table" };
@@ -97,7 +98,7 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
  */
 export function verdictOf(state, picture) {
   if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
-  if (!picture.result) return { kind: picture.isSending ? "sending" : "waiting", title: picture.isSending ? "Classifying…" : "Not classified yet", note: "" };
+  if (!picture.result) return { kind: picture.isSending ? "sending" : "waiting", title: !picture.isSending ? "Not classified yet" : state.run?.wait ? "Waiting…" : "Classifying…", note: "" };
   const { result } = picture;
   if (result.error) return { kind: "unreadable", title: "Not readable", note: result.error.detail };
   const [best, second] = result.predictions;
@@ -202,4 +203,16 @@ export function progressOf(state, now) {
   const elapsedS = (state.run.elapsedMs + (state.run.isStopped ? 0 : now - state.run.since)) / 1000;
   const secondsLeft = done > 0 && elapsedS > 1 ? (remaining * elapsedS) / done : null;
   return { done, total: state.run.total, secondsLeft, isStopped: state.run.isStopped };
+}
+
+// A longer wait has a time in place of a countdown.
+const COUNTDOWN_S = 600;
+
+/** Say that the server accepts no requests for now, and when the run goes on; `wait` is {until, isLimit, reason}. */
+export function waitText({ until, isLimit, reason }, now) {
+  const seconds = Math.max(1, Math.ceil((until - now) / 1000));
+  const isToday = new Date(until).toDateString() === new Date(now).toDateString();
+  const time = new Date(until).toLocaleString("en", { timeStyle: "short", ...(isToday ? {} : { dateStyle: "medium" }) });
+  const when = seconds > COUNTDOWN_S ? `at ${time}, in ${durationText(seconds)}` : `in ${durationText(seconds)}`;
+  return `${isLimit ? "The limit of the server is reached" : "The server is busy"}. The rest continues ${when}.${reason ? ` (${reason})` : ""}`;
 }

@@ -1,9 +1,9 @@
 // The view Classify as a template of its state. `actions` are the functions of classify.js that its controls call.
-import { countText, percent } from "./elements.js";
+import { countText, durationText, percent } from "./elements.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { curlCode, pythonCode } from "./code.js";
 import { SAMPLES, sampleUrl } from "./samples.js";
-import { commonWarnings, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
+import { commonWarnings, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES, waitText } from "./classify_state.js";
 import { gallery, sentence } from "./results.js";
 
 // Further labels are in a select element.
@@ -178,7 +178,7 @@ function classifyButton(state, actions) {
   if (!state.pictures.length) return nothing;
   const question = questionOf(state);
   const waiting = state.pictures.filter((picture) => !picture.isWanted || needsRequest(picture, question)).length;
-  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>Classifying…</button></p>`;
+  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
   if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels.</p>`;
   const count = question ? waiting : state.pictures.length;
   return html`<p class="go"><button id="classify" type="submit">${state.run?.isStopped ? "Continue" : `Classify ${countText(count, "image")}`}</button></p>`;
@@ -187,17 +187,14 @@ function classifyButton(state, actions) {
 function progress(state, actions) {
   const found = progressOf(state, performance.now());
   if (!found) return nothing;
-  const left = found.secondsLeft === null || found.isStopped ? "" : ` · ${timeText(found.secondsLeft)} left`;
+  const wait = state.run.wait;
+  const left = found.secondsLeft === null || found.isStopped || wait ? "" : ` · ${durationText(found.secondsLeft)} left`;
   return html`<div class="progress" role="group" aria-label="Progress">
     <progress max=${found.total} .value=${found.done} aria-label="Images classified"></progress>
     <span>${found.isStopped ? "Stopped at " : ""}${found.done.toLocaleString("en")} of ${found.total.toLocaleString("en")}${left}</span>
     ${found.isStopped ? html`<button id="resume" type="button" @click=${actions.resume}>Continue</button>` : html`<button id="stop" type="button" class="secondary" @click=${actions.stop}>Stop</button>`}
+    ${wait ? html`<p id="wait" class="note">${waitText(wait, Date.now())}</p>` : nothing}
   </div>`;
-}
-
-function timeText(seconds) {
-  if (seconds < 1.5) return "1 s";
-  return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
 function notices(state, actions) {

@@ -1,5 +1,5 @@
 // Requests to the server. The API key is stored only in its input field; errors become sentences.
-import { byId } from "./elements.js";
+import { byId, durationText } from "./elements.js";
 
 /** A request that failed, or that the server rejected. */
 export class RequestError extends Error {
@@ -78,10 +78,16 @@ async function requestErrorOf(response) {
     return new RequestError(sentence, { status });
   }
   const body = await response.json().catch(() => null);
-  const wait = response.headers.get("retry-after");
+  const retryAfterS = secondsOf(response.headers.get("retry-after"));
   const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
-  return new RequestError(`${message}${wait ? ` Try again in ${wait} s.` : ""}`, {
+  return new RequestError(`${message}${retryAfterS ? ` Try again in ${durationText(retryAfterS)}.` : ""}`, {
     status, errors: body?.errors || [], title: body?.title || "", detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
-    retryAfterS: Number(wait) || null,
+    retryAfterS,
   });
+}
+
+/** Return the seconds of a Retry-After header, which has a number or a date; null without a time to come. */
+function secondsOf(header) {
+  const seconds = /^\d+$/.test(header ?? "") ? Number(header) : (Date.parse(header ?? "") - Date.now()) / 1000;
+  return seconds > 0 ? Math.ceil(seconds) : null;
 }

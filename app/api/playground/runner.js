@@ -1,7 +1,7 @@
 // Classifies any number of pictures: in parts that the server accepts, some at the same time, with progress.
 import { formValue } from "./code.js";
 import { jsonOptions, requestJson, RequestError } from "./requests.js";
-import { isTogether, needsRequest, questionOf, requestFields } from "./classify_state.js";
+import { isTogether, needsRequest, questionOf, requestFields, waitText } from "./classify_state.js";
 
 const AT_ONCE = 2;
 // Few, so that results appear soon and progress is smooth; the server batches the images of all requests.
@@ -11,7 +11,8 @@ const MAX_BYTES = 32 * 1024 * 1024;
 const MAX_KEPT = 64;
 const ATTEMPTS = 5;
 const RETRY_S = 2;
-const MAX_RETRY_S = 60;
+// Shorter waits are not worth a sentence.
+const SILENT_S = 3;
 // Labels are often added one after the other.
 const DEBOUNCE_MS = 250;
 
@@ -46,7 +47,7 @@ export function createRunner(state, { changed, fail }) {
       if (state.run.question !== question) Object.assign(state.run, { question, total: remaining, since: performance.now(), elapsedMs: 0 });
       state.run.total = Math.max(state.run.total, remaining);
     }
-    while (requests.size < AT_ONCE && pending.length) {
+    while (requests.size < AT_ONCE && pending.length && !state.run.wait) {
       let batch;
       try {
         batch = nextBatch(pending);
@@ -102,7 +103,7 @@ export function createRunner(state, { changed, fail }) {
       } catch (error) {
         if (signal.aborted) return;
         if (isBusy(error) && attempt < ATTEMPTS) {
-          await pause(Math.min(error.retryAfterS ?? RETRY_S, MAX_RETRY_S) * 1000, signal);
+          await pause(error, signal);
           if (signal.aborted) return;
           continue;
         }
@@ -116,6 +117,22 @@ export function createRunner(state, { changed, fail }) {
         return;
       }
     }
+  }
+
+  /** Wait as long as the server asks; the page says so, and whoever does not want to wait stops the run. */
+  async function pause(error, signal) {
+    const seconds = error.retryAfterS ?? RETRY_S, until = Date.now() + 1000 * seconds;
+    const wait = { until, isLimit: error.status === 429, reason: error.detail };
+    if (seconds > SILENT_S && !(state.run?.wait?.until >= until)) {
+      state.run.wait = wait;
+      state.announcement = waitText(wait, Date.now());
+    }
+    // By the clock, because timers stop while a computer sleeps, and once a second for the countdown.
+    while (!signal.aborted && Date.now() < until) {
+      changed();
+      await moment(Math.min(1000, until - Date.now()), signal);
+    }
+    if (state.run?.wait === wait) state.run.wait = null;
   }
 
   function accept(batch, response, question) {
@@ -208,7 +225,7 @@ export function createRunner(state, { changed, fail }) {
     /** Stop; the results so far stay. */
     stop() {
       if (!state.run) return;
-      Object.assign(state.run, { isStopped: true, elapsedMs: state.run.elapsedMs + performance.now() - state.run.since });
+      Object.assign(state.run, { wait: null, isStopped: true, elapsedMs: state.run.elapsedMs + performance.now() - state.run.since });
       abort();
       state.announcement = "Stopped.";
       changed();
@@ -263,7 +280,7 @@ const isTooMuch = (error) => error.kind === "body-too-large" || error.kind === "
 
 const isBusy = (error) => error.status === 429 || (error.status === 503 && error.kind !== "not-configured");
 
-function pause(milliseconds, signal) {
+function moment(milliseconds, signal) {
   return new Promise((done) => {
     const timer = setTimeout(done, milliseconds);
     signal.addEventListener("abort", () => {
