@@ -225,7 +225,7 @@ def test_pictures_are_zoomed_moved_and_shown_one_after_the_other(open_page, pict
     assert (round(after["x"] - before["x"]), round(after["y"] - before["y"])) == (-30, -20)
     page.keyboard.press("ArrowRight")
     expect(page.locator(".lightbox h2")).to_have_text("coffee.jpg")
-    expect(page.locator(".lightbox .hint")).to_have_text("Picture 2 of 3")
+    expect(page.locator(".lightbox .hint")).to_have_text("Image 2 of 3")
     page.keyboard.press("ArrowRight")
     expect(page.locator(".stage .note")).to_have_text("The browser cannot show this file.")
     page.keyboard.press("ArrowRight")
@@ -266,16 +266,16 @@ def test_pictures_are_taken_with_a_camera_which_is_off_afterwards(open_page):
     page = open_page(permissions=["camera"])
     page.evaluate(TRACKS)
     run(page, "camera", "openCamera", more="[{ onPictures: (files) => received.push(...files) }]")
-    shoot = page.get_by_role("button", name="Take a picture")
+    shoot = page.get_by_role("button", name="Take an image")
     expect(shoot).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Use this picture")).to_be_visible()
+    expect(page.get_by_role("button", name="Use this image")).to_be_visible()
     expect(shoot).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator(".camera .pictures li")).to_have_count(2)
     page.locator(".camera .remove").first.click()
     shoot.click()
-    page.get_by_role("button", name="Use 2 pictures").click()
+    page.get_by_role("button", name="Use 2 images").click()
     received(page, 2)
     files = page.evaluate("received.map(({ name, type, size }) => ({ name, type, size }))")
     assert len({each["name"] for each in files}) == 2
@@ -287,7 +287,7 @@ def test_closing_the_camera_ends_it_without_a_picture(open_page):
     page = open_page(permissions=["camera"])
     page.evaluate(TRACKS)
     run(page, "camera", "openCamera", more="[{ onPictures: (files) => received.push(...files) }]")
-    expect(page.get_by_role("button", name="Take a picture")).to_be_enabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_enabled()
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
     assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"]
@@ -320,7 +320,7 @@ def test_only_the_camera_that_was_chosen_last_stays_on(open_page):
     page.wait_for_function(
         "() => tracks.length === 3 && tracks.filter((track) => track.readyState === 'live').length === 1"
     )
-    expect(page.get_by_role("button", name="Take a picture")).to_be_enabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_enabled()
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_camera_that_cannot_be_used_is_explained(open_page, name, sentence):
         )
     run(page, "camera", "openCamera", more="[{ onPictures: () => {} }]")
     expect(page.locator(".camera .problem")).to_contain_text(sentence)
-    expect(page.get_by_role("button", name="Take a picture")).to_be_disabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_disabled()
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
@@ -397,7 +397,7 @@ def test_the_last_twenty_results_survive_a_reload_and_can_be_deleted(open_page, 
     expect(page.locator(".runs li")).to_have_count(20)
     first = page.locator(".runs li").first
     expect(first).to_contain_text("cat, dog")
-    expect(first).to_contain_text("2 pictures")
+    expect(first).to_contain_text("2 images")
     page.wait_for_function("document.querySelector('.runs img').naturalWidth > 0")
     first.locator(".run").click()
     (opened,) = received(page)
@@ -561,14 +561,14 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     page = open_page()
     files = [pictures / "chelsea.jpg", pictures / "coffee.jpg", pictures / "broken.jpg"]
     run(page, "compare", "compare", files, COMPARE)
-    page.click("text=Compare 3 pictures")
+    page.click("text=Compare 3 images")
     expect(page.locator("#comparison .problem")).to_contain_text("A and B are the same.")
     page.locator("fieldset >> nth=1").get_by_label("Labels").select_option("other")
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 3 pictures")
+    page.click("text=Compare 3 images")
     expect(page.locator(".compare-summary")).to_be_focused()
     expect(page.locator(".compare-summary")).to_have_text(
-        re.compile(r"1 of 2 pictures differs(; [AB] is surer on 1)?; 1 picture could not be compared\.")
+        re.compile(r"1 of 2 images differs(; [AB] is surer on 1)?; 1 image could not be compared\.")
     )
     assert page.evaluate("received") == [{}, {"method": "cupl", "label_set": "other"}]
     rows = page.locator(".compare-table tbody tr")
@@ -576,7 +576,7 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     expect(rows.first).to_contain_text("kitten")
     expect(rows.first).to_contain_text("\u2260")
     expect(rows.nth(1)).not_to_contain_text("\u2260")
-    page.get_by_label("only pictures that differ").check()
+    page.get_by_label("only images that differ").check()
     expect(rows).to_have_count(1)
 
 
@@ -610,8 +610,8 @@ def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
     classify(page)
     page.click("#compare")
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 2 pictures")
-    expect(page.locator(".compare-summary")).to_have_text("All 2 pictures get the same label.")
+    page.click("text=Compare 2 images")
+    expect(page.locator(".compare-summary")).to_have_text("All 2 images get the same label.")
     page.keyboard.press("Escape")
     expect(page.locator("#compare")).to_be_focused()
 
@@ -676,5 +676,5 @@ def compared(page, pictures):
     page.evaluate("location.hash = '#classify'")
     run(page, "compare", "compare", [pictures / "chelsea.jpg", pictures / "coffee.jpg"], COMPARE)
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 2 pictures")
+    page.click("text=Compare 2 images")
     expect(page.locator(".compare-summary")).to_be_visible()

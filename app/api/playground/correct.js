@@ -37,12 +37,12 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
 
   async function show() {
     try {
-      if (!picture.file) throw new Error("The page does not have the file of this picture, because the server fetched it. Save the picture, add it as a file, and classify it.");
+      if (!picture.file) throw new Error("The page does not have the file of this image, because the server fetched it. Save the image, add it as a file, and classify it.");
       const known = setName ? (await requestJson(pathOf("label-sets", setName))).classes.map((entry) => entry.name) : labels;
       const ranked = (result?.predictions ?? []).map((entry) => entry.label).filter((label) => known.includes(label));
       const offered = [...new Set([...ranked, ...known])].filter((label) => label !== wrong);
       choices.replaceChildren(...offered.slice(0, MAX_BUTTONS).map((label) => create("button", { type: "button", className: "secondary", textContent: label, onclick: () => learn(label) })));
-      if (offered.length > MAX_BUTTONS) choices.append(create("p", { className: "hint", textContent: `${countText(offered.length - MAX_BUTTONS, "further class", "further classes")}: type the name.` }));
+      if (offered.length > MAX_BUTTONS) choices.append(create("p", { className: "hint", textContent: `${countText(offered.length - MAX_BUTTONS, "further label")}: type the name.` }));
       (choices.querySelector("button") ?? other).focus();
     } catch (error) {
       showProblem(error);
@@ -128,7 +128,7 @@ async function addClass(setName, label) {
 
 async function addExample(setName, picture, label) {
   const form = new FormData();
-  form.append("image", picture.file, picture.name || "picture");
+  form.append("image", picture.file, picture.name || "image");
   form.append("class", label);
   return requestJson(pathOf("label-sets", setName, "images"), { method: "POST", body: form });
 }

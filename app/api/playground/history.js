@@ -143,7 +143,7 @@ export function showHistory(container, { onOpen }) {
 
   function row(run, index) {
     const title = labelText(run);
-    const open = create("button", { type: "button", className: "run", onclick: () => chosen(run.id) }, thumbnail(run), create("span", {}, create("strong", { textContent: title }), create("span", { className: "hint", textContent: `${countText(run.count, "picture")} · ${formatTime(run.savedAt)}` })));
+    const open = create("button", { type: "button", className: "run", onclick: () => chosen(run.id) }, thumbnail(run), create("span", {}, create("strong", { textContent: title }), create("span", { className: "hint", textContent: `${countText(run.count, "image")} · ${formatTime(run.savedAt)}` })));
     const discard = create("button", { type: "button", className: "secondary icon", textContent: "×", "aria-label": `Delete the result of ${formatTime(run.savedAt)}` });
     discard.onclick = async () => {
       await remove(run.id);
