@@ -616,6 +616,47 @@ def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
     expect(page.locator("#compare")).to_be_focused()
 
 
+def images_in(request) -> int:
+    if request.headers["content-type"] == "application/json":
+        return len(request.post_data_json["images"])
+    return request.post_data_buffer.count(b'name="image"')
+
+
+def test_no_request_has_more_images_than_the_server_accepts(open_page, client, pictures):
+    client.put("/v1/label-sets/few", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
+    page = open_page()
+
+    def accept_two(route):
+        response = route.fetch()
+        content = response.json()
+        content["images"]["max_per_request"] = 2
+        route.fulfill(response=response, json=content)
+
+    page.route("**/v1/models", accept_two)
+    page.reload()
+    sent = []
+    page.on("request", lambda request: sent.append(request) if request.method == "POST" else None)
+    choose(page, *sorted(pictures.glob("chelsea*.jpg")))
+    page.click("#suggest")
+    expect(page.locator("#suggestions, #source-labels .problem")).to_be_visible()
+    assert [images_in(request) for request in sent] == [2, 2, 1]
+    page.fill("#new-labels", "cat, coffee cup")
+    classify(page)
+    page.click("#compare")
+    page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
+    page.click("text=Compare 5 images")
+    expect(page.locator(".compare-summary")).to_have_text("All 5 images get the same label.")
+    page.keyboard.press("Escape")
+    page.evaluate("location.hash = '#label-sets/few'")
+    page.locator("#test-zones input").first.set_input_files(sorted(pictures.glob("chelsea*.jpg")))
+    page.click("text=Classify 5 test images")
+    expect(page.locator("#test-status")).to_contain_text("5 of 5 correct")
+    page.locator("#unlabelled-zone input").set_input_files(sorted(pictures.glob("chelsea*.jpg")))
+    expect(page.locator("#unlabelled-status")).to_contain_text("5 images added")
+    assert {request.url.split("/v1/")[1] for request in sent} == {"classify", "label-sets/few/images"}
+    assert sorted(images_in(request) for request in sent) == [1] * 6 + [2] * 12
+
+
 def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")

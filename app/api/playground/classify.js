@@ -250,7 +250,8 @@ async function suggest() {
   const { model, database } = state.options;
   const fields = Object.entries({ top_k: LABELS_PER_IMAGE, model, database }).filter(([, value]) => value !== "");
   try {
-    const { results } = await runner.ask(chosen, fields);
+    const results = await runner.ask(chosen, fields);
+    if (results.every((result) => result.error)) throw new RequestError(results[0].error.detail);
     const scores = new Map();
     for (const { label, score } of results.flatMap((result) => result.predictions)) scores.set(label, (scores.get(label) ?? 0) + score);
     const labels = [...scores].sort(([, one], [, other]) => other - one).map(([label]) => label);
@@ -294,8 +295,8 @@ async function loadExplanation(picture) {
   picture.explanation = loading;
   let loaded;
   try {
-    const { results } = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
-    loaded = { content: results[0].explanation, words: results[0].out_of_vocabulary?.nearest ?? [] };
+    const [result] = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
+    loaded = result.error ? { error: new RequestError(result.error.detail) } : { content: result.explanation, words: result.out_of_vocabulary?.nearest ?? [] };
   } catch (error) {
     loaded = { error };
   }

@@ -4,8 +4,6 @@ import { isUnreadable, requestFields } from "./classify_state.js";
 import { openModal } from "./modal.js";
 import { create } from "./elements.js";
 
-const MAX_IMAGES = 16; // of one request of a comparison
-
 /**
  * Return the tools of a state; `relabel({labels, labelSet})` sets its labels, and `again()` asks about every picture again.
  */
@@ -38,14 +36,10 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     compare(place, { pictures: readable(), classify, labelled: own });
   }
 
-  async function classify(pictures, options) {
+  function classify(pictures, options) {
     const chosen = options.label_set ? ["method", "model", "labels", "label_set", "database", "group"] : ["method", "model"];
     const fields = [...requestFields(state).filter(([name]) => !chosen.includes(name)), ...Object.entries(options)];
-    const results = [];
-    for (let first = 0; first < pictures.length; first += MAX_IMAGES) {
-      results.push(...(await runner.ask(pictures.slice(first, first + MAX_IMAGES), fields)).results);
-    }
-    return results;
+    return runner.ask(pictures, fields);
   }
 
   async function showEarlier() {
