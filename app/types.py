@@ -311,8 +311,8 @@ class ImageResult:
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
     ``weak_match`` means that the score of ``out_of_vocabulary`` is above 0.5; None if this is unknown.
     ``warnings`` concern this image alone. ``labels`` are those that the image has, best first, where it may have
-    several; None elsewhere. ``path`` are the labels from a root to where the answer stops; None without parents of
-    classes.
+    several; None elsewhere. ``path`` are the labels from a root to where the answer stops, empty if the image has
+    none of the labels; None without parents of classes.
     """
 
     predictions: Sequence[Prediction] = ()

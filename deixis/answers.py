@@ -150,7 +150,10 @@ class ImageResult(Answer):
         None, description="With `multi_label`: the labels that reach their threshold, best first; empty if none does."
     )
     warnings: list[str] = []
-    path: list[PathStep] | None = Field(None, description="From a root of the hierarchy to where the answer stops.")
+    path: list[PathStep] | None = Field(
+        None,
+        description="From a root of the hierarchy to where the answer stops; empty if no label is sure, or none fits.",
+    )
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)
 

@@ -26,7 +26,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         labels: the labels; without ``labels`` and ``label_set``, they are the classes in ``y`` of ``fit``.
-        label_set: a stored label set, ``name`` or ``name@version``; ``fit`` fixes the version.
+        label_set: a stored label set, ``name`` or ``name@version``; ``fit`` fixes the version. Images have one label,
+            also if the label set allows several.
         method: a method of ``Client.methods``; by default the service's.
         model: a model of ``Client.models``; by default the service's first.
         template: a template set, or one template with ``{}`` for the label.
@@ -124,7 +125,9 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _request(self, *, top_k: int) -> dict[str, Any]:
         labels = {"label_set": self.label_set_} if self.label_set is not None else {"labels": self.classes_.tolist()}
-        return {**labels, "method": self.method, "model": self.model, "template": self.template, "top_k": top_k}
+        fields = {"method": self.method, "model": self.model, "template": self.template, "top_k": top_k}
+        # A class per image, also where the label set allows several.
+        return {**labels, **fields, "multi_label": False}
 
     def _client(self) -> Client:
         return Client(self.url, api_key=self.api_key)

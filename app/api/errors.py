@@ -18,6 +18,7 @@ from app import errors
 from app.api.auth.access import Caller
 from app.api.problems import foreign_error, kind_of, problem
 from app.errors import ClientError, DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
+from app.names.field_values import with_value
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.runtime.tracebacks import drop_tracebacks
 
@@ -106,7 +107,14 @@ async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     drop_tracebacks(error)
     # FastAPI puts the part of the request first: body, query, path or header.
-    return problem_response(from_pydantic([{**found, "loc": found["loc"][1:]} for found in error.errors()]))
+    return problem_response(
+        from_pydantic(
+            [
+                {**found, "loc": found["loc"][1:], "msg": with_value(found["msg"], found.get("input"))}
+                for found in error.errors()
+            ]
+        )
+    )
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.bulk.parquet import pyarrow
-from app.types import ImageResult, Prediction
+from app.types import ImageResult
 
 # Prefix of the names in Parquet's metadata.
 METADATA = "deixis."
@@ -14,11 +14,11 @@ METADATA = "deixis."
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The result of one image, or the reason why it has none."""
+    """The result of one image, or its cells in an earlier part, or the reason why it has none."""
 
     key: str
     source: str | None
-    result: ImageResult | None = None
+    result: ImageResult | Mapping[str, Any] | None = None
     error: str | None = None
 
 
@@ -42,6 +42,10 @@ def schema() -> Any:
             pa.field("rejected", pa.bool_()),
             pa.field("prediction_set", pa.list_(pa.string())),
             pa.field("labels_above", pa.list_(pa.string())),
+            pa.field("label_path", pa.list_(pa.string())),
+            pa.field("label_path_scores", pa.list_(pa.float64())),
+            pa.field("out_of_vocabulary", pa.float64()),
+            pa.field("weak_match", pa.bool_()),
             pa.field("error", pa.string()),
         ]
     )
@@ -66,35 +70,33 @@ def _to_cells(row: Row) -> dict[str, Any]:
     cells: dict[str, Any] = {"key": _utf8(row.key), "source": None if row.source is None else _utf8(row.source)}
     if row.result is None:
         return {**cells, "error": _utf8(row.error or "")}
-    predictions = row.result.predictions
+    return {**(_result_cells(row.result) if isinstance(row.result, ImageResult) else row.result), **cells}
+
+
+def _result_cells(result: ImageResult) -> dict[str, Any]:
+    predictions, path = result.predictions, result.path
     best = next(iter(predictions), None)  # vocabulary-free classification may find no label
     return {
-        **cells,
         "label": best and best.label,
         "score": best and best.score,
         "similarity": best and best.similarity,
         "labels": [prediction.label for prediction in predictions],
         "scores": [prediction.score for prediction in predictions],
         "similarities": [prediction.similarity for prediction in predictions],
-        "rejected": row.result.rejected,
-        "prediction_set": row.result.prediction_set,
-        "labels_above": row.result.labels,
+        "rejected": result.rejected,
+        "prediction_set": result.prediction_set,
+        "labels_above": result.labels,
+        "label_path": None if path is None else [step.label for step in path],
+        "label_path_scores": None if path is None else [step.score for step in path],
+        "out_of_vocabulary": result.out_of_vocabulary and result.out_of_vocabulary.score,
+        "weak_match": result.weak_match,
     }
 
 
 def from_cells(cells: Mapping[str, Any]) -> Row:
-    """Return the row with these cells."""
-    if cells["error"] is not None:
-        return Row(cells["key"], cells["source"], error=cells["error"])
-    predictions = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
-    prediction_set, labels = cells["prediction_set"], cells.get("labels_above")  # not in parts of earlier releases
-    result = ImageResult(
-        tuple(Prediction(*prediction) for prediction in predictions),
-        rejected=cells["rejected"],
-        prediction_set=None if prediction_set is None else tuple(prediction_set),
-        labels=None if labels is None else tuple(labels),
-    )
-    return Row(cells["key"], cells["source"], result)
+    """Return the row with these cells; columns that parts of earlier releases lack stay null."""
+    is_bad = cells["error"] is not None
+    return Row(cells["key"], cells["source"], None if is_bad else cells, cells["error"])
 
 
 def _utf8(text: str) -> str:

@@ -171,7 +171,9 @@ def image_results(
     if scoring.reject_below is not None:
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes, none)
     thresholds = np.array(scoring.thresholds)
-    paths = _paths(task, classes)
+    # Where images may have several labels, the path leads to one of those that an image has.
+    possible = np.where(classes.scores >= thresholds, classes.scores, 0) if scoring.multi_label else classes.scores
+    paths = _paths(task, classes, possible)
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -180,6 +182,8 @@ def image_results(
         best = ranked[: task.top_k] if is_above is None else _best_and_above(ranked, is_above, task.top_k)
         none_score = None if none is None else float(none.scores[number])
         weak = None if none_score is None or not warns else none_score > 1 - KNOWN_ABOVE
+        rejected = None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below)
+        has_none = rejected or (is_above is not None and not is_above.any())
         results.append(
             ImageResult(
                 RankedPredictions(task.classes, best.copy(), scores[best], similarities[best], scoring.thresholds),
@@ -189,13 +193,13 @@ def image_results(
                     score=none_score,
                     nearest=none.nearest(number, similarities.max()) if none is not None and task.explain else None,
                 ),
-                rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
+                rejected=rejected,
                 rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
                 prediction_set=None if sets is None else _names(task, sets[number]),
                 weak_match=weak,
                 labels=_names(task, labels_above(scores, thresholds)) if scoring.multi_label else None,
                 warnings=_NONE_FITS if weak else (),
-                path=None if paths is None else paths[number],
+                path=None if paths is None else () if has_none else paths[number],
             )
         )
     return results
@@ -213,14 +217,14 @@ def _names(task: Task, indices: np.ndarray) -> tuple[str, ...]:
     return tuple(task.classes[index].name for index in indices)
 
 
-def _paths(task: Task, classes: ClassScores) -> list[tuple[PathStep, ...]] | None:
+def _paths(task: Task, classes: ClassScores, scores: Probabilities) -> list[tuple[PathStep, ...]] | None:
     """Return each image's labels from a root of the hierarchy to where the answer stops; None without a hierarchy."""
     forest = classes.forest
     if forest is None:
         return None
-    labels = rolled_up(classes.scores, forest.order, forest.starts, forest.ends, independent=classes.independent)
+    labels = rolled_up(scores, forest.order, forest.starts, forest.ends, independent=classes.independent)
     paths = []
-    for row, own in zip(labels.tolist(), classes.scores.tolist(), strict=True):
+    for row, own in zip(labels.tolist(), scores.tolist(), strict=True):
         path = descend(row, own, forest.children, forest.roots, task.min_score or 0.0)
         paths.append(tuple(PathStep(forest.names[index], row[index]) for index in path))
     return paths

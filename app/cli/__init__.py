@@ -152,7 +152,7 @@ class _LazyCommand(TyperCommand):
 
 
 class _LazyGroup(TyperGroup):
-    """The commands of ``_ENTRIES``; adds a suggestion to the error for a value that is not one of the choices."""
+    """The commands of ``_ENTRIES``; completes the errors for values of their options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -167,6 +167,10 @@ class _LazyGroup(TyperGroup):
             if is_choice:
                 known = re.findall("'([^']+)'", choices)
                 error.message = f"{value}{is_choice}{choices.rstrip('.')}{did_you_mean(value.strip(chr(39)), known)}"
+            elif (errors := getattr(error.__cause__, "errors", None)) is not None:  # of pydantic, without the value
+                from app.names.field_values import with_value  # noqa: PLC0415 - pydantic
+
+                error.message = with_value(error.message, errors()[0]["input"])
             raise
 
 

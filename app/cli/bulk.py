@@ -15,7 +15,7 @@ from app.errors import InvalidFieldError
 
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "option", "priors", "reject_below"),
-    *("false_rejection_rate", "reject", "coverage", "multi_label", "top_k"),
+    *("false_rejection_rate", "reject", "coverage", "multi_label", "min_score", "top_k"),
     top_k=5,
 )
 def bulk_command(

@@ -93,6 +93,9 @@ def classify_command(
     if request.top_k is None:
         request = replace(request, top_k=_TABLE_TOP_K if output is Format.TABLE else 1)
     with report_errors():
+        if request.explain and output not in {Format.TABLE, Format.JSON}:
+            problem = f"has no place in the format '{output}'; leave it out, or choose --format table or json"
+            raise InvalidFieldError.of("--explain", problem)
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
         bad_folders: list[OSError] = []
         files = find_images(paths, bad_folders.append)

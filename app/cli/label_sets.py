@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from rich.markup import escape
 
 from app.cli.backends import LabelSetInput
@@ -15,6 +15,7 @@ from app.cli.label_set_files import classes_of_csv, classes_of_text, csv_of, ind
 from app.cli.options import ServerOption, read_priors_file
 from app.errors import InvalidFieldError
 from app.label_sets.shipped import shipped_file, shipped_files
+from app.names.field_values import Number, problem_of
 from app.runtime.atomic_files import replace_content
 from app.types import ClassEntry, MergeSynonyms
 
@@ -143,7 +144,14 @@ def export_label_set(
         write_file(output, exported)
 
 
+class _ClassNumbers(BaseModel):
+    threshold: Number | None = None
+    prior: Number | None = None
+
+
 def _class_fields(entry: object) -> object:
+    if isinstance(entry, dict):
+        _ClassNumbers.model_validate(entry)
     return {"name": entry} if isinstance(entry, str) else entry
 
 
@@ -156,7 +164,7 @@ class _LabelSetFile(BaseModel):
     templates: str = "photo"
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     multi_label: bool = False
-    priors: dict[str, float] | None = None
+    priors: dict[str, Number] | None = None
 
 
 def _read_label_set(file: Path) -> LabelSetInput:
@@ -170,9 +178,13 @@ def _read_label_set(file: Path) -> LabelSetInput:
         return LabelSetInput(classes_of_csv(content, str(file)) if is_csv else classes_of_text(content, str(file)))
     try:
         content = json.loads(text)
-        parsed = _LabelSetFile.model_validate({"classes": content} if isinstance(content, list) else content)
-    except ValueError as error:
-        raise InvalidFieldError.of(str(file), f"is not a label set: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFieldError.of(str(file), f"is not JSON: {error}") from error
+    fields = {"classes": content} if isinstance(content, list) else content
+    try:
+        parsed = _LabelSetFile.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidFieldError.of(str(file), f"is not a label set: {problem_of(error, fields)}") from error
     if any(entry.prior is not None for entry in parsed.classes):
         raise InvalidFieldError.of(
             str(file), "has a class with 'prior'; give 'priors' of the label set, as `export` does"

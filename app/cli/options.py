@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -14,8 +15,9 @@ from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.cli.common import Engine, read_lines, report_errors
 from app.encoders.model_names import catalogue_name
-from app.errors import InvalidFieldError
+from app.errors import InvalidFieldError, did_you_mean
 from app.names.labels import split_labels
+from app.names.text import quoted
 from app.types import Reject
 
 EngineOption = Annotated[
@@ -295,7 +297,7 @@ def build_request(
     return ClassifyRequest(
         labels=read_labels(labels),
         options=_read_method_options(option),
-        priors=priors if priors is None or priors in PRIOR_NAMES else read_priors_file(priors),
+        priors=priors if priors is None or priors in PRIOR_NAMES else read_priors_file(priors, PRIOR_NAMES),
         false_rejection_rate=_checked_share(false_rejection_rate, "--false-rejection-rate"),
         coverage=_checked_share(coverage, "--coverage"),
         **fields,
@@ -314,23 +316,33 @@ def read_labels(values: Sequence[str] | None) -> list[str] | None:
     return split_labels(*texts)
 
 
-def read_priors_file(value: str) -> dict[str, float]:
+def read_priors_file(value: str, names: Sequence[str] = ()) -> dict[str, float]:
     """Return the number of each label in a JSON file, or in the JSON object that the value itself is.
+
+    Args:
+        value: of the option.
+        names: what it may be instead, for the message if there is no such file.
 
     Raises:
         InvalidFieldError: the file cannot be read, or is not an object of numbers.
     """
     is_object = value.lstrip().startswith("{")
-    lines = [value] if is_object else read_lines(Path(value))
     where = "--priors" if is_object else value
+    if not is_object and names and not os.path.lexists(value):
+        known = " or ".join(f"'{name}'" for name in names)
+        problem = f"{quoted(value)} is neither a file, nor a JSON object, nor {known}"
+        raise InvalidFieldError.of("--priors", f"{problem}{did_you_mean(value, names)}")
+    lines = [value] if is_object else read_lines(Path(value))
     try:
         numbers = json.loads("\n".join(lines))
     except (ValueError, RecursionError) as error:
         raise InvalidFieldError.of(where, f"is not JSON: {error}") from error
-    if not isinstance(numbers, dict) or any(
-        isinstance(number, bool) or not isinstance(number, int | float) for number in numbers.values()
-    ):
+    if not isinstance(numbers, dict):
         raise InvalidFieldError.of(where, 'is not an object of numbers such as {"cat": 120, "dog": 40}')
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            problem = f"has {json.dumps(number)[:40]} for {quoted(name)}, which is not a number"
+            raise InvalidFieldError.of(where, f'{problem}; give an object such as {{"cat": 120, "dog": 40}}')
     return numbers
 
 

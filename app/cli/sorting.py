@@ -20,9 +20,11 @@ from app.names.text import nfc
 from app.runtime.atomic_files import sync, temporary_for
 
 if TYPE_CHECKING:
-    from deixis import ImageResult
+    from deixis import ImageResult, Prediction
+    from deixis.answers import PathStep
 
 NONE_OF_THESE = "_none of these"
+NOT_SURE = "_not sure"
 MANIFEST = "deixis.csv"
 _COLUMNS = ("file", "sorted to", "label", "score")
 # Characters that Linux, macOS or Windows does not allow, and the names that Windows reserves for devices.
@@ -97,25 +99,26 @@ class Sorter:
         ):
             for row in read_rows(manifest):
                 folder = Path(row[1]).parent.name if len(row) == len(_COLUMNS) else ""
-                if folder not in {"", NONE_OF_THESE}:
+                if folder not in {"", NONE_OF_THESE, NOT_SURE}:
                     owners[_key(folder)] = row[2]
         return owners
 
     def sort(self, file: Path, result: "ImageResult") -> Path:
-        """Sort a file by its best label, and return its new path; a file that is already there is left as it is.
+        """Sort a file by its label, and return its new path; a file that is already there is left as it is.
+
+        The label is the best one, or with a hierarchy that at the end of the path.
 
         Raises:
             OSError: the file cannot be sorted; it is unchanged.
         """
-        best = next(iter(result.predictions), None)  # there may be no discovered label
-        folder = self.target / (NONE_OF_THESE if result.label is None else self._folder_of(result.label))
+        label, score, other = _answer(result)
+        folder = self.target / (self._folder_of(label) if other is None else other)
         if not self.dry_run:
             folder.mkdir(exist_ok=True)
-        row = ("", "") if best is None else (best.label, f"{best.score:.4f}")
         while (destination := self._free_path(file, folder)) is not None:
             if not self.dry_run:
                 try:
-                    self._put(file, destination, row)
+                    self._put(file, destination, (label, score))
                 except FileExistsError:  # another process created it; use the next number
                     continue
             self.done += 1
@@ -167,6 +170,19 @@ class Sorter:
             write_rows(manifest, [*header, (file, destination.relative_to(self.target), *row)])
             manifest.flush()
             os.fsync(manifest.fileno())
+
+
+def _answer(result: "ImageResult") -> tuple[str, str, str | None]:
+    """Return the label of a file, its score, and the name of the folder unless it is that of the label."""
+    scored: Sequence[Prediction | PathStep] = result.predictions
+    folder = NONE_OF_THESE if result.label is None else None
+    if folder is None and result.labels is not None:  # the best prediction may be below its threshold
+        scored = [each for each in scored if each.label == result.label]
+    elif folder is None and result.path is not None:
+        scored = result.path[-1:] or scored
+        folder = None if result.path else NOT_SURE
+    # There may be no discovered label.
+    return (scored[0].label, f"{scored[0].score:.4f}", folder) if scored else ("", "", folder)
 
 
 def _key(folder: str) -> str:

@@ -2,13 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.errors import InvalidFieldError
-from app.names.text import nfc
+from app.names.text import nfc, quoted
 
 _SEPARATORS = "|;"
 _PATH_NAMES = frozenset({"file", "filename", "file_name", "image", "path"})
@@ -40,7 +40,7 @@ def read_label_file(file: Path) -> dict[str, tuple[str, ...]]:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InvalidFieldError.of(str(file), f"is not JSON: {error}") from error
-        pairs = _pairs_of_json(content)
+        pairs = _pairs_of_json(content, str(file))
     else:
         pairs = _pairs_of_csv(text)
     if pairs is None:
@@ -53,29 +53,70 @@ def read_label_file(file: Path) -> dict[str, tuple[str, ...]]:
     return {path: tuple(labels) for path, labels in found.items()}
 
 
-def _pairs_of_json(content: Any) -> list[tuple[str, list[str]]] | None:
+def _pairs_of_json(content: Any, file: str) -> list[tuple[str, list[str]]] | None:
     if not isinstance(content, dict):
         return None
     if {"images", "annotations", "categories"} <= content.keys():
-        return _pairs_of_coco(content)
+        return _pairs_of_coco(content, file)
     pairs = []
     for path, labels in content.items():
         listed = [labels] if isinstance(labels, str) else labels
         if not (isinstance(listed, list) and all(isinstance(label, str) for label in listed)):
-            return None
+            problem = f"has {_shown(labels)} for {quoted(path)}, which is neither a label nor a list of labels"
+            raise InvalidFieldError.of(file, f"{problem}: {_FORMS}")
         pairs.append((path, _cleaned(listed)))
     return pairs
 
 
-def _pairs_of_coco(content: Mapping[str, Any]) -> list[tuple[str, list[str]]] | None:
-    try:
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        pairs: list[tuple[str, list[str]]] = [(path, []) for path in files.values()]
-        pairs += [(files[each["image_id"]], [names[each["category_id"]]]) for each in content["annotations"]]
-    except (KeyError, TypeError):
-        return None
+def _pairs_of_coco(content: Mapping[str, Any], file: str) -> list[tuple[str, list[str]]]:
+    names = _texts_by_id(content, "categories", "name", file)
+    files = _texts_by_id(content, "images", "file_name", file)
+    pairs: list[tuple[str, list[str]]] = [(path, []) for path in files.values()]
+    for place, annotation in _entries(content, "annotations", ("image_id", "category_id"), file):
+        image, category = annotation["image_id"], annotation["category_id"]
+        for kind, name, found, given in (
+            ("images", "image_id", files, image),
+            ("categories", "category_id", names, category),
+        ):
+            if given not in found:
+                problem = (
+                    f"annotations.{place} has the {name} {_shown(given)}, which no entry of '{kind}' has as its id"
+                )
+                raise InvalidFieldError.of(file, f"{problem}; add this entry, or remove the annotation")
+        pairs.append((files[image], [names[category]]))
     return pairs
+
+
+def _texts_by_id(content: Mapping[str, Any], kind: str, field: str, file: str) -> dict[object, str]:
+    """Return a text of each entry by the id of the entry."""
+    texts: dict[object, str] = {}
+    for place, entry in _entries(content, kind, ("id", field), file):
+        if entry["id"] in texts:
+            raise InvalidFieldError.of(file, f"{kind}.{place} has the id {_shown(entry['id'])} of an earlier entry")
+        texts[entry["id"]] = str(entry[field])
+    return texts
+
+
+def _entries(
+    content: Mapping[str, Any], kind: str, needed: Sequence[str], file: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the entries of a list of COCO annotations with their places.
+
+    Raises:
+        InvalidFieldError: it is not a list, or an entry lacks a field, or its value is neither a number nor a text.
+    """
+    if not isinstance(content[kind], list):
+        raise InvalidFieldError.of(file, f"has {_shown(content[kind])} as '{kind}'; COCO annotations have a list there")
+    for place, entry in enumerate(content[kind]):
+        for name in needed:
+            if not (isinstance(entry, dict) and isinstance(entry.get(name), int | float | str)):
+                problem = f"{kind}.{place} has no {name}; COCO annotations need {' and '.join(needed)} in '{kind}'"
+                raise InvalidFieldError.of(file, problem)
+        yield place, entry
+
+
+def _shown(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else json.dumps(value)[:40]
 
 
 def _pairs_of_csv(text: str) -> list[tuple[str, list[str]]] | None:

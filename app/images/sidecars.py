@@ -33,7 +33,7 @@ class LabelRecord:
         labelled_at: ISO 8601, UTC.
         version: of Deixis.
         labels: those that reach their threshold, where an image may have several; None elsewhere.
-        path: the labels from a root of the hierarchy, with scores; None without a hierarchy.
+        path: the labels from a root of the hierarchy, with scores, empty if none fits; None without a hierarchy.
     """
 
     sha256: str

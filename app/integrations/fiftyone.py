@@ -59,7 +59,8 @@ def classify_samples(
 ) -> LabellingSummary:
     """Set a ``Classification`` on each sample, or ``Classifications`` if ``top_k`` is more than 1.
 
-    Their confidence is the score; their tags are the model and the version of the label set.
+    Their confidence is the score; their tags are the model and the version of the label set. If classes have parents,
+    the attribute ``label_path`` has the labels from a root of the hierarchy to where the answer stops.
 
     Args:
         samples: a dataset or a view, whose samples are saved; or other objects with a ``filepath``, which are not.
@@ -94,14 +95,16 @@ def classify_samples(
     tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
     def label_of(result: "ImageResult") -> Any:
-        logits = {"logits": _logits(result, summary.labels)} if store_logits else {}
+        more: dict[str, Any] = {"logits": _logits(result, summary.labels)} if store_logits else {}
+        if result.path is not None:
+            more["label_path"] = [step.label for step in result.path]
         classifications = [
             fiftyone.Classification(label=prediction.label, confidence=prediction.score, tags=list(tags))
             for prediction in _shown(result, top_k)
         ]
         if top_k > 1 or result.labels is not None:
-            return fiftyone.Classifications(classifications=classifications, **logits)
-        for name, value in logits.items():
+            return fiftyone.Classifications(classifications=classifications, **more)
+        for name, value in more.items():
             classifications[0][name] = value
         return classifications[0]
 
@@ -180,7 +183,10 @@ def labels_file(
         if result.label is None:
             return None
         labels = [{"label": prediction.label, "confidence": prediction.score} for prediction in _shown(result, top_k)]
-        return labels if top_k > 1 or result.labels is not None else labels[0]
+        if top_k > 1 or result.labels is not None:
+            return labels
+        path = {} if result.path is None else {"attributes": {"label_path": [step.label for step in result.path]}}
+        return {**labels[0], **path}
 
     return {
         "classes": None if classes is None else list(classes),

@@ -47,6 +47,26 @@ def test_a_path_stops_at_the_last_label_that_has_the_minimum_score(shades):
             assert path_of(shades, min_score=least)[0] == whole[:length]
 
 
+def test_an_image_with_none_of_the_labels_has_an_empty_path(shades):
+    for fields in ({"reject_below": 1.0}, {"multi_label": True, "reject_below": 1.0}):
+        body = as_json(shades, [picture("teal")], label_set="shades", **fields)
+        (result,) = answer(body)["results"]
+        assert (result["rejected"], result["labels"] or [], result["path"]) == (True, [], [])
+    assert path_of(shades, reject_below=0.0)[0]
+
+
+def test_with_several_labels_the_path_leads_to_the_best_one_that_the_image_has(shared_client):
+    thresholds = [{"name": name, "threshold": 0.0, "parent": "known"} for name in ("red", "orange")]
+    best = [{"name": name, "threshold": 1.0, "parent": "cold"} for name in ("blue", "green", "teal")]
+    body = {"classes": [*thresholds, *best], "multi_label": True}
+    assert shared_client.put(AT, json=body).status_code in {200, 201}
+    (result,) = answer(as_json(shared_client, [picture("teal")], label_set="shades"))["results"]
+    assert result["predictions"][0]["label"] not in result["labels"]
+    assert [step["label"] for step in result["path"]] == ["known", result["labels"][0]]
+    score_of = {each["label"]: each["score"] for each in result["predictions"]}
+    assert {step["score"] for step in result["path"]} == {score_of[result["labels"][0]]}
+
+
 def test_without_parents_there_is_no_path_and_no_minimum(shared_client):
     plain = as_json(shared_client, [picture()], labels=["red", "blue"])
     assert answer(plain)["results"][0]["path"] is None

@@ -75,7 +75,7 @@ def test_a_single_label_has_the_frequency_1(shared_client):
         ({"red": 1, "green": 2, "blue": 3, " blue ": 3}, "priors.blue", "twice"),
         ({"red": 1, "green": 2, "blue": "many"}, "priors", "must have a number for each label"),
         ({"red": 1, "green": 2, "blue": 10**400}, "priors", "has a number above 1e+308 for 'blue'"),
-        ({"red": 1, "green": 2, "blue": True}, "priors", "must have a number for each label"),
+        ({"red": 1, "green": 2, "blue": True}, "priors.blue", "should be a number; given: true"),
         ({}, "priors", "no number is given"),
         ("estimated", "priors", r"must be an object such as {\"cat\": 120, \"dog\": 40}, or"),
         ([1, 2, 3], "priors", "must be an object"),

@@ -606,6 +606,16 @@ def test_test_images_make_a_confusion_matrix_and_are_not_stored(open_page, clien
     expect(page.locator("#test-zones li").first).to_contain_text("drop here")
 
 
+def test_test_images_have_one_class_also_where_the_label_set_allows_several(open_page, client, with_examples, pictures):
+    classes = ["cat", "coffee cup", "rocket"]
+    client.put(f"/v1/label-sets/{with_examples}", json={"classes": classes, "multi_label": True}).raise_for_status()
+    page = open_page(f"#label-sets/{with_examples}")
+    page.locator("#test-zones input").nth(0).set_input_files([pictures / "chelsea.jpg"])
+    page.select_option("#test-method", "gda")  # which gives each image one label
+    page.click("#test")
+    expect(page.locator("#test-status")).to_have_text("1 of 1 correct: 100 %, method gda.")
+
+
 def test_unreadable_test_images_are_named(open_page, with_examples, pictures):
     page = open_page(f"#label-sets/{with_examples}")
     page.locator("#test-zones input").nth(0).set_input_files([pictures / "broken.jpg"])

@@ -145,6 +145,18 @@ def test_a_sample_alone_is_classified_with_the_labels_of_the_user(open_page):
     expect(page.locator(".card")).to_contain_text("Closest: dog.")
     expect(page.locator("#results")).to_contain_text("Probably none of the labels fits.")
 
+    page.route("**/v1/classify", weaken, times=1)
+    page.click("[aria-label='Remove horse']")  # a label alone
+    expect(page.locator(".card .verdict")).to_have_text("No good fit")
+    expect(page.locator(".card .verdict-note")).to_have_text(re.compile(r"Closest: dog\. Similarity -?0\.\d\d\."))
+    expect(page.locator(".card")).not_to_contain_text("100 %")
+    page.check("input[name=layout][value=table]")
+    expect(page.locator("tbody td.number").first).to_have_text("")
+    page.check("input[name=layout][value=cards]")
+    page.fill("#new-labels", "horse")
+    page.press("#new-labels", "Enter")
+    expect(page.locator(".card")).to_contain_text("horse")
+
     def reject(route):
         fields = route.request.post_data_json
         assert fields.pop("reject") == "auto"
@@ -239,6 +251,30 @@ def test_the_csv_is_that_of_the_command_line(open_page, pictures, server, tmp_pa
     classify(page)
     (tmp_path / "saved").mkdir()
     assert download(page, "CSV", tmp_path / "saved").read_bytes().decode().splitlines() == printed.splitlines()
+
+
+def test_the_path_of_a_hierarchy_is_downloaded_beside_that_of_the_file(open_page, pictures, client, server, tmp_path):
+    classes = [{"name": "cat", "parent": "animal"}, {"name": "kitten", "parent": "animal"}, "rocket"]
+    client.put("/v1/label-sets/with-parents", json={"classes": classes}).raise_for_status()
+    file = shutil.copy(pictures / "chelsea.jpg", tmp_path)
+    page = open_page()
+    choose(page, file)
+    page.locator("input[value=label_set]").check()
+    page.select_option("#label-set", "with-parents")
+    classify(page)
+    (result,) = json.loads(download(page, "JSON", tmp_path).read_text())
+    assert result["path"] == "chelsea.jpg"
+    levels = [step["label"] for step in result["label_path"]]
+    assert levels == ["animal", result["predictions"][0]["label"]]
+    (tmp_path / "saved").mkdir()
+    rows = list(csv.DictReader(download(page, "CSV", tmp_path / "saved").read_text("utf-8").splitlines()))
+    assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "label path", "error"]
+    assert {row["label path"] for row in rows} == {"|".join(levels)}
+    # An image that the threshold of the page rejects has no label, and so no path.
+    page.locator("#threshold").evaluate("each => { each.value = 0.99; each.dispatchEvent(new Event('input')); }")
+    (result,) = json.loads(download(page, "JSON", tmp_path).read_text())
+    assert (result["rejected"], result["label_path"]) == (True, [])
+    client.delete("/v1/label-sets/with-parents").raise_for_status()
 
 
 def test_many_images_are_sent_in_parts_that_can_be_stopped_continued_and_tried_again(open_page, pictures):

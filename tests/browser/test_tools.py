@@ -580,6 +580,23 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     expect(rows).to_have_count(1)
 
 
+def test_an_answer_is_all_labels_of_an_image_that_may_have_several(open_page, client, pictures):
+    several = {"classes": [{"name": name, "threshold": 0.0} for name in ("cat", "kitten")], "multi_label": True}
+    client.put("/v1/label-sets/some", json=several).raise_for_status()
+    none = {"classes": [{"name": "rocket", "threshold": 1.0}], "multi_label": True}
+    client.put("/v1/label-sets/nothing", json=none).raise_for_status()
+    page = open_page()
+    run(page, "compare", "compare", [pictures / "chelsea.jpg"], COMPARE)
+    page.locator("fieldset >> nth=0").get_by_label("Labels").select_option("some")
+    page.locator("fieldset >> nth=1").get_by_label("Labels").select_option("nothing")
+    page.click("text=Compare 1 picture")
+    cells = page.locator(".compare-table tbody td")
+    expect(cells.first).to_contain_text(re.compile("cat, kitten|kitten, cat"))
+    expect(cells.nth(1)).to_contain_text("none of these")
+    for name in ("some", "nothing"):
+        client.delete(f"/v1/label-sets/{name}").raise_for_status()
+
+
 # --- the tools in the view Classify ----------------------------------------------------------------------------------
 
 

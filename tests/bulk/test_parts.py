@@ -22,11 +22,11 @@ from app.bulk.parts import (
     remove_parts,
     validate_output,
 )
-from app.bulk.rows import Row, schema
+from app.bulk.rows import Row, schema, to_table
 from app.bulk.sources import SourceKind, WorkUnit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.runtime.atomic_files import temporary_for
-from app.types import ImageResult, Prediction
+from app.types import ImageResult, OutOfVocabulary, PathStep, Prediction
 
 REQUESTED = Manifest(
     sources=("/photos",),
@@ -47,6 +47,18 @@ UNITS = [
 
 def start(out, requested=REQUESTED, units=UNITS):
     return open_run(out, requested, iter(units))
+
+
+# A result with a value in every column.
+COMPLETE = ImageResult(
+    (Prediction("cat", 0.75, 0.5),),
+    out_of_vocabulary=OutOfVocabulary(mcm=0.1, energy=-1.0, score=0.625),
+    rejected=False,
+    prediction_set=(),
+    weak_match=True,
+    labels=("cat",),
+    path=(PathStep("animal", 1.0), PathStep("cat", 0.75)),
+)
 
 
 def good(key):
@@ -101,16 +113,18 @@ def test_parts_with_bad_images_are_listed_with_their_rows(tmp_path):
         rows = [
             [good("1"), good("2")],
             [good("a"), bad("b")],
-            [bad("c"), Row("d", "x", ImageResult(rejected=True, prediction_set=()))],
+            [bad("c"), Row("d", "x", COMPLETE)],
         ]
         parts.write(0, 0, rows[0], ends_unit=True)
         parts.write(1, 0, rows[1], ends_unit=False)
         parts.write(1, 1, rows[2], ends_unit=True)
         retries = list(parts.with_bad_images())
         assert retries == [replace(second, parts_done=part, retry=True) for part in (0, 1)]
-        assert [parts.rows(each) for each in retries] == [(rows[1], False), (rows[2], True)]
+        for retry, written, ends_unit in zip((first, *retries), rows, (True, False, True), strict=True):
+            kept, is_last = parts.rows(retry)
+            assert (to_table(kept, REQUESTED.query), is_last) == (to_table(written, REQUESTED.query), ends_unit)
+            assert [row.error for row in kept] == [row.error for row in written]
         assert [parts.refresh(each) for each in retries] == retries
-        assert parts.rows(first) == (rows[0], True)
         # A unit that ended at a read error can be read further.
         parts.write(1, 1, [good("c"), good("d")], ends_unit=False)
         assert next(parts.pending()) == replace(second, parts_done=2)
@@ -165,6 +179,10 @@ def test_other_programs_can_read_the_rows(tmp_path):
         "rejected": None,
         "prediction_set": None,
         "labels_above": None,
+        "label_path": None,
+        "label_path_scores": None,
+        "out_of_vocabulary": None,
+        "weak_match": None,
         "error": None,
     }
     assert (rows["2.jpg"]["label"], rows["2.jpg"]["labels"], rows["2.jpg"]["rejected"]) == (None, [], True)

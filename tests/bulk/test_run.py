@@ -119,6 +119,13 @@ def scenes(run, tmp_path):
     assert run("captions", "build", tmp_path / "captions.txt", "--name", "scenes").exit_code == 0
 
 
+@pytest.fixture
+def hierarchy(run, tmp_path):
+    """A label set whose classes have parents."""
+    (tmp_path / "colours.csv").write_text("name,parent\nred,warm\norange,warm\ngreen,\nblue,cold\n")
+    assert run("label-sets", "import", "colours", tmp_path / "colours.csv").exit_code == 0
+
+
 QUERIES = {
     "labels": (["-l", "red, green, blue", "--reject-below", "0.6"], None),
     "priors": (["-s", "nature", "--priors", '{"rose": 5, "meadow": 1, "sky": 2}'], "with_examples"),
@@ -127,6 +134,7 @@ QUERIES = {
     "a label set with examples": (["-s", "nature"], "with_examples"),
     "no labels": (["-d", "scenes"], "scenes"),
     "none of these": (["-l", "green, blue", "--reject", "auto"], None),
+    "a hierarchy": (["-s", "colours", "--min-score", "0.6"], "hierarchy"),
 }
 
 
@@ -150,6 +158,11 @@ def test_predictions_are_those_of_classify(run, photos, tmp_path, request, query
         best = predictions[0]
         assert (row["label"], row["score"], row["similarity"]) == (best["label"], best["score"], best["similarity"])
         assert (row["rejected"], row["error"]) == (result.get("rejected"), None)
+        path = result.get("label_path")
+        assert row["label_path"] == (path and [step["label"] for step in path])
+        assert row["label_path_scores"] == (path and [step["score"] for step in path])
+        assert row["out_of_vocabulary"] == result.get("out_of_vocabulary", {}).get("score")
+        assert row["weak_match"] == result.get("weak_match")
 
 
 def test_all_kinds_of_sources_give_the_same_predictions(run, photos, tmp_path):
@@ -337,12 +350,12 @@ def test_bad_images_have_the_reason_and_the_others_their_labels(run, photos, tmp
     assert run("bulk", photos, tmp_path / "s.tar", "-l", "red, green", "--out", tmp_path / "out").exit_code == 1
 
 
-def test_a_retry_classifies_only_bad_images(run, photos, tmp_path, encoder, monkeypatch):
+def test_a_retry_classifies_only_bad_images(run, photos, tmp_path, encoder, hierarchy, monkeypatch):
     """An interrupted retry can be repeated, and images that are still bad stay bad."""
     (photos / "a" / "0 later.png").write_text("words")
     (photos / "b" / "9 later.png").write_text("words")
     (photos / "b" / "9 words.png").write_text("words")
-    command = ["bulk", photos, "-l", "red, green, blue", "--reject-below", 0.5, "--part-images", 6]
+    command = ["bulk", photos, "-s", "colours", "--reject", "auto", "--part-images", 6]
     out = tmp_path / "out"
     assert "43 images, 3 bad" in run(*command, "--out", out).stdout
     before = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}

@@ -226,14 +226,23 @@ def test_a_port_in_use_is_an_error_before_the_models_are_loaded(run, monkeypatch
     assert_refused(done, f"port {port}")
 
 
-def test_a_file_with_unknown_fields_is_not_a_label_set(run, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"klasses": ["a"]}', "is not a label set: classes: Field required"),
+        (
+            '{"classes": [{"name": "a", "threshold": true}]}',
+            "classes.0.threshold: Input should be a number; given: true",
+        ),
+        ('[{"name": "a", "threshold": "high"}]', "unable to parse string as a number; given: 'high'"),
+        ('{"classes": ["a"], "priors": {"a": false}}', "priors.a: Input should be a number; given: false"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_file_that_is_not_a_label_set_is_refused_with_the_field_and_its_value(run, tmp_path, content, problem):
     wrong = tmp_path / "wrong.json"
-    wrong.write_text('{"klasses": ["a"]}', "utf-8")
-
-    done = run("label-sets", "import", "x", wrong)
-
-    assert done.exit_code == 2
-    assert "is not a label set" in done.stderr
+    wrong.write_text(content, "utf-8")
+    assert_refused(run("label-sets", "import", "x", wrong), problem)
 
 
 def test_every_setting_is_an_option_of_serve_in_the_panel_of_its_group(run):
@@ -421,6 +430,27 @@ def test_priors_come_from_a_file_an_object_or_the_label_set(run, where, tmp_path
     bad = run("classify", image, "-l", "red,blue", "--priors", labels, *where)
     assert bad.exit_code == 2
     assert "labels.txt is not JSON" in bad.stderr or "is not JSON" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--priors", "unifrom"], ["'unifrom' is neither a file, nor", "did you mean 'uniform'?"]),
+        (["--priors", '{"red": true, "blue": 1}'], ["has true for 'red', which is not a number"]),
+        (["--priors", '{"red": 1, "blue": "many"}'], ["""has "many" for 'blue'"""]),
+        (["--priors", "[1, 2]"], ["'[1, 2]' is neither a file"]),
+        (["--min-score", "1.8"], ["--min-score", "less than or equal to 1; given: '1.8'"]),
+        (["--top-k", "many"], ["--top-k", "given: 'many'"]),
+        (["--explain", "--format", "csv"], ["--explain: has no place in the format 'csv'"]),
+        (["--explain", "--format", "fiftyone"], ["--explain: has no place in the format 'fiftyone'"]),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused_with_its_value(run, tmp_path, options, words):
+    (image := tmp_path / "image.png").write_bytes(picture("teal"))
+    done = run("classify", image, "-l", "red,blue", *options)
+    message = " ".join(done.stderr.replace("\u2502", " ").split())  # typer's errors are in a box
+    assert done.exit_code == 2
+    assert all(word in message for word in words), message
 
 
 def test_a_hierarchy_is_imported_shown_and_exported_and_answers_end_at_a_sure_label(run, where, tmp_path):

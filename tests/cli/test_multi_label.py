@@ -63,6 +63,20 @@ def test_a_file_is_sorted_by_its_best_label_or_as_none_of_these(tmp_path):
     assert folders == ["red", f"_{NONE_OF_THESE}"]
 
 
+def test_the_recorded_label_of_a_sorted_file_is_that_of_its_folder(tmp_path):
+    """Also if a label below its threshold has a higher score; later runs find the folders of labels by the record."""
+    best = Prediction(label="blue", score=0.95, similarity=0.4, threshold=0.99, above=False)
+    result = TWO.model_copy(update={"predictions": [best, *TWO.predictions]})
+    folders = []
+    for number in range(2):
+        sorter = Sorter(tmp_path / "sorted", FileAction.COPY, dry_run=False)
+        sorter.validate()
+        (tmp_path / f"{number}.png").write_bytes(picture((number, 0, 0)))
+        folders.append(sorter.sort(tmp_path / f"{number}.png", result).parent.name)
+    assert folders == ["red", "red"]
+    assert [line.split(",")[2] for line in (tmp_path / "sorted/deixis.csv").read_text().splitlines()[1:]] == ["red"] * 2
+
+
 def test_fiftyone_gets_a_list_of_the_labels():
     labels = labels_file(FILES, [TWO, NONE], classes=None, top_k=1)["labels"]
     assert [each and [entry["label"] for entry in each] for each in labels.values()] == [["red", "green"], None]

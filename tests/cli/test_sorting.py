@@ -7,6 +7,7 @@ import pytest
 
 from app.cli.sorting import FileAction, Sorter, folder_name
 from deixis import ImageResult, Prediction
+from deixis.answers import PathStep
 from tests.conftest import picture
 
 COLOURS = ("red", "green", "blue")
@@ -235,3 +236,30 @@ def test_a_name_of_the_maximum_length_is_numbered_and_a_broken_link_is_not_follo
         file.write_bytes(folder.encode())
         names.append(sorter.sort(file, result("cat")).name)
     assert names == ["n" * 251 + ".png", "n" * 247 + " (2).png", "b (2).png"]
+
+
+def test_with_a_hierarchy_files_go_where_their_path_ends(tmp_path):
+    predictions = [
+        Prediction(label="poodle", score=0.5, similarity=0.3),
+        Prediction(label="cat", score=0.3, similarity=0.1),
+    ]
+    ends = {
+        "poodle": [PathStep(label="animal", score=0.9), PathStep(label="poodle", score=0.5)],
+        "animal": [PathStep(label="animal", score=0.9)],
+        "_not sure": [],
+    }
+    for number, (folder, path) in enumerate(ends.items()):
+        sorter = Sorter(tmp_path / "sorted", FileAction.COPY, dry_run=False)
+        sorter.validate()
+        (tmp_path / f"{number}.png").write_bytes(picture((number, 0, 0)))
+        result = ImageResult(predictions=predictions, path=path)
+        assert sorter.sort(tmp_path / f"{number}.png", result).parent.name == folder
+    rejected = ImageResult(predictions=predictions, path=[], rejected=True)
+    assert sorter.sort(tmp_path / "0.png", rejected).parent.name == "_none of these"
+    rows = list(csv.reader((tmp_path / "sorted" / "deixis.csv").read_text().splitlines()))[1:]
+    assert [row[2:] for row in rows] == [
+        ["poodle", "0.5000"],
+        ["animal", "0.9000"],
+        ["poodle", "0.5000"],
+        ["poodle", "0.5000"],
+    ]

@@ -72,6 +72,14 @@ def test_fit_fixes_the_version_of_the_label_set(url, paths):
     assert fitted.score(*paths) == 1
 
 
+def test_images_have_one_label_also_if_the_label_set_allows_several(url, paths):
+    images, _ = paths
+    with deixis.Client(url) as client:
+        client.label_sets.put("some-colours", COLOURS, multi_label=True)
+    fitted = deixis.ZeroShotClassifier(label_set="some-colours", url=url).fit()
+    np.testing.assert_allclose(fitted.predict_proba(images[:3]).sum(axis=1), 1, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "y", "message"),
     [

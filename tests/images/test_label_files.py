@@ -49,17 +49,28 @@ def test_each_form_gives_the_labels_of_each_image(tmp_path, text):
         (b"file,labels\n", "has no labels of images"),
         (b"a.jpg\nb.jpg\n", "has no labels of images"),
         (b"[1, 2]", "has no labels of images"),
-        (b'{"a.jpg": 3}', "has no labels of images"),
-        (b'{"a.jpg": [3]}', "has no labels of images"),
+        (b'{"a.jpg": 3}', r"labels.csv: has 3 for 'a.jpg', which is neither"),
+        (b'{"a.jpg": "cat", "b.jpg": ["cat", 3]}', r"""has \["cat", 3\] for 'b.jpg'"""),
         (b"{", "is not JSON"),
         (b'{"a":' + b"[" * 100_000, "is not JSON"),
         (b"\xff\xfe", "cannot be read"),
-        (json.dumps(COCO | {"images": []}).encode(), "has no labels of images"),
-        (json.dumps(COCO | {"categories": [1]}).encode(), "has no labels of images"),
-        (json.dumps(COCO | {"images": None}).encode(), "has no labels of images"),
+        (json.dumps(COCO | {"images": COCO["images"][1:]}).encode(), r"labels.csv: annotations.0 has the image_id 7,"),
+        (
+            json.dumps(COCO | {"categories": COCO["categories"][:1]}).encode(),
+            "annotations.0 has the category_id 3, which",
+        ),
+        (
+            json.dumps(COCO | {"annotations": [{"image_id": "7", "category_id": 1}]}).encode(),
+            "the image_id '7', which no",
+        ),
+        (json.dumps(COCO | {"annotations": [{"image_id": 7}]}).encode(), "annotations.0 has no category_id"),
+        (json.dumps(COCO | {"annotations": [{"image_id": [7], "category_id": 1}]}).encode(), "has no image_id"),
+        (json.dumps(COCO | {"images": [*COCO["images"], COCO["images"][0]]}).encode(), "images.3 has the id 7 of an"),
+        (json.dumps(COCO | {"categories": [1]}).encode(), "categories.0 has no id"),
+        (json.dumps(COCO | {"images": None}).encode(), "has null as 'images'"),
     ],
 )
-def test_another_file_is_refused_with_the_forms(tmp_path, content, problem):
+def test_another_file_is_refused_with_what_is_wrong_in_it(tmp_path, content, problem):
     file = tmp_path / "labels.csv"
     file.write_bytes(content)
     with pytest.raises(InvalidFieldError, match=problem):

@@ -120,6 +120,17 @@ def test_logits_have_the_order_of_the_labels(client, samples):
     assert len(samples[0]["two"]["classifications"]) == 2
 
 
+def test_the_path_of_a_hierarchy_is_an_attribute(client, samples):
+    client.label_sets.put("warmth", [{"name": "red", "parent": "warm"}, {"name": "blue", "parent": "cold"}, "green"])
+    classify_samples(samples[:3], client, label_set="warmth")
+    assert [sample["deixis"]["label_path"] for sample in samples[:3]] == [["warm", "red"], ["green"], ["cold", "blue"]]
+    classify_samples(samples[:1], client, label_set="warmth", top_k=2, min_score=1.0)
+    assert samples[0]["deixis"]["label_path"] == []
+    assert "label_path" not in samples[0]["deixis"]["classifications"][0]
+    classify_samples(samples[:1], client, labels=COLOURS)
+    assert "label_path" not in samples[0]["deixis"]
+
+
 def test_an_unreadable_sample_is_listed_and_the_others_are_labelled(client, samples, tmp_path):
     (tmp_path / "1.png").write_bytes(b"no picture")
     (tmp_path / "2.png").unlink()
@@ -185,6 +196,9 @@ def test_the_labels_file_has_absolute_paths_and_no_bad_files(tmp_path, monkeypat
     two = labels_file(files[:1], results[:1], classes=None, top_k=2)
     assert two["classes"] is None
     assert [each["label"] for each in two["labels"][str(tmp_path / "a.png")]] == ["cat", "dog"]
+    below = result("cat", path=[{"label": "animal", "score": 0.9}])
+    with_path = labels_file(files[:1], [below], classes=None, top_k=1)["labels"][str(tmp_path / "a.png")]
+    assert with_path == {"label": "cat", "confidence": 0.5, "attributes": {"label_path": ["animal"]}}
 
 
 @pytest.fixture

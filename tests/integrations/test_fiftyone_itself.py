@@ -70,6 +70,21 @@ def test_the_importer_reads_the_file_of_the_command(labels_json):
     assert several["red.png"].classifications[0].label == "red"
 
 
+def test_the_path_of_a_hierarchy_is_an_attribute(run, client, folder, tmp_path):  # noqa: F811
+    (names := tmp_path / "names.csv").write_text("name,parent\nred,warm\nblue,cold\ngreen,\n")
+    assert run("label-sets", "import", "warmth", names).exit_code == 0
+    done = run("classify", folder / "red.png", "-s", "warmth", "-f", "fiftyone")
+    (tmp_path / "labels.json").write_text(done.stdout)
+    importer = fiftyone.utils.data.FiftyOneImageClassificationDatasetImporter(labels_path=str(tmp_path / "labels.json"))
+    with importer:
+        ((_, _, label),) = importer
+    assert label.label_path == ["warm", "red"]
+    client.label_sets.put("warmth", [{"name": "red", "parent": "warm"}, {"name": "blue", "parent": "cold"}])
+    sample = fiftyone.Sample(filepath=str(folder / "blue.png"))
+    classify_samples([sample], client, label_set="warmth")
+    assert sample.deixis.label_path == ["cold", "blue"]
+
+
 def test_samples_outside_a_dataset_are_labelled(client, folder):
     samples = [fiftyone.Sample(filepath=str(folder / f"{colour}.png")) for colour in COLOURS]
     classify_samples(samples, client, labels=COLOURS, store_logits=True)

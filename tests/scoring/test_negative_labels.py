@@ -47,3 +47,13 @@ def test_only_words_in_use_count_and_the_nearest_ones_are_named():
     assert [near.word for near in none.nearest(0, above=0.1)] == ["b", "a"]
     assert [near.word for near in none.nearest(0, above=float(image[0, 0]))] == ["b"]
     assert none.nearest(0, above=0.9) == ()
+
+
+def test_an_image_has_the_same_score_alone_as_in_a_batch():
+    rows = unit_rows(RNG.standard_normal((1200, 128))).astype(np.float32)
+    images, words = rows[:16], rows[20:]
+    labels = images @ rows[16:20].T
+    negatives = NegativeLabels(tuple(map(str, range(len(words)))), words, np.arange(0, len(words), 2))
+    together = negatives.compete(images, labels, 15.0).scores
+    alone = [negatives.compete(images[n : n + 1], labels[n : n + 1], 15.0).scores[0] for n in range(len(images))]
+    np.testing.assert_array_equal(together, alone)

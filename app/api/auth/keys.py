@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from app.api.auth.policy import KeyPolicy, parse_rate
 from app.errors import ConfigurationError, InvalidFieldError, StoreError, UnauthenticatedError
+from app.names.field_values import Whole
 from app.names.namespaces import clean_namespace
 from app.store.keys import Key, KeyRepository
 from app.types import Scope
@@ -75,7 +76,7 @@ class _FileKey(BaseModel):
     namespace: str = ""
     rate: str | None = None
     image_rate: str | None = None
-    concurrency: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[Whole, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "_FileKey":

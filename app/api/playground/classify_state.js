@@ -93,8 +93,8 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
  * Return what the page says of a picture: {kind, title, label, labels, note}; `label` is that of the group that it
  * belongs to, and `labels` are those of an image that may have several.
  *
- * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (probably
- * none of the labels fits), `close` (two labels are about equally likely), `match`.
+ * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `weak` (probably none of the labels fits),
+ * `alone` (a single label), `close` (two labels are about equally likely), `match`.
  */
 export function verdictOf(state, picture) {
   if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
@@ -108,10 +108,17 @@ export function verdictOf(state, picture) {
   if (labels?.length) return { kind: "match", title: labels.map((each) => `✓ ${each}`).join(", "), label: labels[0], labels, note: "" };
   if (labels) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
   if (isRejected(state, result)) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
-  if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
-  if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}.` }; // the warning says why
+  const place = isAlone(picture) ? placeOf(state, picture) : "";
+  if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}. ${place}`.trim() }; // the warning says why
+  if (place) return { kind: "alone", title: label, label, note: place };
   if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
   return { kind: "match", title: label, label, note: pathText(result) };
+}
+
+/** Return the label of a result, or all where an image may have several; the best one may be far from fitting. */
+export function answerText({ labels, rejected, predictions }) {
+  if (rejected || labels?.length === 0) return "none of these";
+  return labels?.join(", ") ?? predictions[0].label;
 }
 
 /** Return the labels above the end of the path of a hierarchy, empty without one. */

@@ -1,6 +1,7 @@
 // Side by side: the same pictures classified in two ways, with the differences marked and counted.
 import { html, render } from "./lit.js";
 import { allLabelSets, catalogue } from "./catalogue.js";
+import { answerText } from "./classify_state.js";
 import { countText, scoreText } from "./elements.js";
 
 const SIDES = ["A", "B"];
@@ -113,8 +114,7 @@ function pairOf(picture, ...results) {
   const sides = results.map((result) => {
     const [best] = result.predictions ?? [];
     if (result.error || !best) return { label: "", score: 0, problem: result.error?.detail ?? "no prediction" };
-    // An answer may be "none of these", whatever its best label is.
-    return { label: result.rejected ? "none of these" : best.label, score: best.score, problem: "" };
+    return { label: answerText(result), score: best.score, problem: "" };
   });
   const failed = sides.some((side) => side.problem);
   const gap = sides[0].score - sides[1].score;

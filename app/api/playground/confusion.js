@@ -92,7 +92,8 @@ async function test() {
       byId("test-status").textContent = `Classifying ${results.length + batch.length} of ${tested.length}…`;
       const form = new FormData();
       for (const { file } of batch) form.append("image", file, file.name || "pasted");
-      for (const [name, value] of Object.entries({ label_set: labelSet, method, top_k: "1" })) if (value) form.append(name, value);
+      // Each test image has one class, also where the label set allows several.
+      for (const [name, value] of Object.entries({ label_set: labelSet, method, top_k: "1", multi_label: "false" })) if (value) form.append(name, value);
       const response = await classify(form, batch.length);
       if (run !== latestRun) return;
       used = response.method || used;

@@ -14,28 +14,34 @@ export function csvOf(state) {
   };
   const isRejecting = answered.some((picture) => rejected(picture));
   const hasSeveral = answered.some(({ result }) => result?.labels);
+  // As on the command line, a hierarchy's path has a column only if it has a place in some result.
+  const hasPath = answered.some(({ result }) => result?.path);
+  const pathCell = (result) => (hasPath ? [safe((pathOf(state, result) ?? []).map(({ label }) => label).join("|"))] : []);
   const above = (result, { label, threshold }) => (hasSeveral ? [String(state.threshold || (threshold ?? "")), labelsOf(state, result)?.includes(label) ? "yes" : "no"] : []);
   const rows = answered.flatMap((picture) => {
     const { path, result, failure } = picture;
-    const end = [...(isRejecting ? [rejected(picture)] : []), safe(failure?.message ?? result.error?.detail ?? "")];
+    const end = [...(isRejecting ? [rejected(picture)] : []), ...pathCell(result), safe(failure?.message ?? result.error?.detail ?? "")];
     const predictions = (failure ? [] : result.predictions).map((entry, index) => [
       String(index + 1), safe(entry.label), entry.score.toFixed(4), entry.similarity.toFixed(4), ...above(result, entry),
     ]);
     return (predictions.length ? predictions : [Array(hasSeveral ? 6 : 4).fill("")]).map((cells) => [safePath(path), ...cells, ...end]);
   });
-  const columns = ["path", "rank", "label", "score", "similarity", ...(hasSeveral ? ["threshold", "above"] : []), ...(isRejecting ? ["rejected"] : []), "error"];
+  const columns = ["path", "rank", "label", "score", "similarity", ...(hasSeveral ? ["threshold", "above"] : []), ...(isRejecting ? ["rejected"] : []), ...(hasPath ? ["label path"] : []), "error"];
   return [columns, ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
 }
 
 /** Return the results as JSON with the members of `deixis classify --format json`. */
 export function jsonOf(state) {
   const results = state.pictures.filter((picture) => picture.result).map(({ path, result }) => {
-    const { image_id: imageId, ...members } = result;
+    const { image_id: imageId, path: ignored, ...members } = result;
     const rejected = state.threshold > 0 && !result.error ? { rejected: isRejected(state, result) } : {};
-    return { path, ...withoutNulls({ ...members, labels: labelsOf(state, result), ...rejected }) };
+    return { path, ...withoutNulls({ ...members, labels: labelsOf(state, result), ...rejected, label_path: pathOf(state, result) }) };
   });
   return `${JSON.stringify(results, null, 2)}\n`;
 }
+
+/** Return the path of a hierarchy; it is empty if the image has none of the labels. */
+const pathOf = (state, result) => (result?.path && isRejected(state, result) ? [] : result?.path ?? null);
 
 /** Return a zip file with the images in one folder per label; an image with several labels is in the folder of each. */
 export async function zipOf(state) {

@@ -1,4 +1,5 @@
 // The last results, stored in this browser: labels, options, answers, and small pictures. The server knows nothing of it.
+import { answerText } from "./classify_state.js";
 import { countText, create, formatTime, scoreText } from "./elements.js";
 
 const DATABASE = "deixis";
@@ -196,9 +197,9 @@ export function showRun(container, run, { back, use }) {
     return create("img", { src: urls.at(-1), alt: "" });
   };
   const item = (entry, index) => {
-    const { predictions = [], rejected, error } = run.answer.results[index] ?? {};
-    const [best] = predictions;
-    const verdict = error ? error.detail : rejected ? "none of these" : best ? `${best.label} ${scoreText(best.score)}` : "no label";
+    const result = run.answer.results[index] ?? {};
+    const [best] = result.predictions ?? [];
+    const verdict = result.error ? result.error.detail : best ? `${answerText(result)} ${result.rejected || result.labels ? "" : scoreText(best.score)}` : "no label";
     return create("li", {}, picture(entry), create("span", {}, create("strong", { textContent: verdict }), create("span", { className: "hint", textContent: entry.path || entry.name })));
   };
   const first = create("button", { type: "button", className: "secondary", textContent: "All earlier results", onclick: leave(back) });

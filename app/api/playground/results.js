@@ -1,7 +1,7 @@
 // The results of pictures as cards, as a grid, or as a table; and the bars that other views share.
 import { create, scoreText } from "./elements.js";
 import { html, nothing, repeat } from "./lit.js";
-import { commonWarnings, isOfWeakMatch, isStale, labelsOf, questionOf, shownPictures, verdictOf } from "./classify_state.js";
+import { commonWarnings, isAlone, isOfWeakMatch, isStale, labelsOf, questionOf, shownPictures, verdictOf } from "./classify_state.js";
 
 /** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
@@ -72,7 +72,7 @@ function tableRow(picture, context) {
     <td>${openButton(picture, context)}</td>
     <th scope="row" class="path">${picture.path}</th>
     <td><strong>${verdict.title}</strong>${verdict.note ? html`<span class="aside">${verdict.note}</span>` : nothing}${staleTag(picture, context)}</td>
-    <td class="number">${best && verdict.kind !== "alone" ? scoreText(best.score) : ""}</td>
+    <td class="number">${best && !isAlone(picture) ? scoreText(best.score) : ""}</td>
     <td>${second ? html`${second.label} <span class="quiet-figure">${scoreText(second.score)}</span>` : nothing}</td>
     <td class="number">${best ? best.similarity.toFixed(2) : ""}</td>
     <td>${removeButton(picture, context)}</td>
@@ -102,7 +102,7 @@ function score(picture, { kind, labels }) {
 }
 
 function runnersUp(picture, { kind, labels }, { state }) {
-  if (kind === "alone" || !picture.result?.predictions.length) return nothing;
+  if (!picture.result?.predictions.length || isAlone(picture)) return nothing;
   // A verdict that names no label shows the scores of all of the best ones.
   const from = kind === "match" && !labels ? 1 : 0, all = picture.result.predictions, above = labelsOf(state, picture.result) ?? [];
   const shown = all.slice(from, from + Math.max(RUNNERS_UP, above.length + 1, state.options.topK === 5 ? RUNNERS_UP : state.options.topK - 1));

@@ -1,13 +1,14 @@
 """Base classes of all request and response bodies."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app.encoders.model_names import catalogue_name
 from app.errors import did_you_mean
+from app.names.field_values import boolean_in, not_a_boolean, value_at, with_value
 from app.names.labels import split_labels
 from app.names.text import MAX_TEXT_CHARS
 
@@ -16,6 +17,8 @@ MAX_IMAGE_CHARS = 2**30
 
 ModelName = Annotated[str, AfterValidator(catalogue_name)]
 """The model of a request, also by its id on the Hugging Face hub."""
+
+_INVALID_VALUE = "invalid_value"
 
 
 def split_text(labels: object) -> object:
@@ -30,10 +33,18 @@ class Request(BaseModel):
 
     Reporting an error costs more than sending it. Therefore too many fields give a single error, and lists are
     validated only up to their first invalid item (``fail_fast``). No text is longer than ``MAX_TEXT_CHARS``, except in
-    fields that allow more, so that work on a text that is slow for each character is bounded.
+    fields that allow more, so that work on a text that is slow for each character is bounded. A boolean is not a
+    number.
     """
 
     model_config = ConfigDict(extra="forbid", str_max_length=MAX_TEXT_CHARS)
+
+    _number_fields: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        fields = cls.model_fields.items()
+        cls._number_fields = tuple(field.alias or name for name, field in fields if _has_numbers(field.annotation))
 
     @model_validator(mode="wrap")
     @classmethod
@@ -43,15 +54,24 @@ class Request(BaseModel):
             limit = 2 * len(cls.model_fields)
             if len(value) > limit:
                 raise PydanticCustomError("too_many_fields", f"has {len(value):,} fields; at most {limit} are accepted")
+            for name in cls._number_fields:
+                if (place := boolean_in(value.get(name))) is not None:
+                    problem = InitErrorDetails(type=not_a_boolean(), loc=(name, *place), input=None)
+                    raise _completed(ValidationError.from_exception_data(cls.__name__, [problem]), (), value)
         try:
             return handler(value)
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
             # Only here is it known which model refused the field: the request, or a part of it.
-            raise _naming_known_fields(error, known) from error
+            raise _completed(error, known, value) from error
 
 
-def _naming_known_fields(error: ValidationError, known: Sequence[str]) -> ValidationError:
+def _has_numbers(annotation: object) -> bool:
+    return annotation in {int, float} or any(map(_has_numbers, get_args(annotation)))
+
+
+def _completed(error: ValidationError, known: Sequence[str], value: object) -> ValidationError:
+    """Return the error with messages that name the known fields, or show the value that was given."""
     problems: list[InitErrorDetails] = []
     for problem in error.errors(include_url=False, include_input=False):
         kind, message, loc = problem["type"], problem["msg"], problem["loc"]
@@ -59,6 +79,8 @@ def _naming_known_fields(error: ValidationError, known: Sequence[str]) -> Valida
             kind, message = "unknown_field", unknown_field(str(loc[-1]), known)
         elif kind in {"model_type", "model_attributes_type"} and not loc:
             message = f"must be an object; its fields: {', '.join(sorted(known))}"
+        elif kind != _INVALID_VALUE and (shown := with_value(message, value_at(value, loc))) != message:
+            kind, message = _INVALID_VALUE, shown
         # Without a context, because the message is complete, and must not be filled again as a template.
         reported = PydanticCustomError(kind, message)
         problems.append({"type": reported, "loc": loc, "input": None})

@@ -16,6 +16,7 @@ from app.api.schemas.problems import Problem, ProblemOf
 from app.classification.method_names import PRIOR_NAMES
 from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
+from app.names.field_values import Number
 from app.names.namespaces import Namespace, own_name
 from app.types import (
     Classification,
@@ -65,9 +66,8 @@ def _priors(value: object) -> object:
         raise PydanticCustomError("too_many_fields", f"has {len(value):,} entries; at most {MAX_ITEMS} are accepted")
     for name, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise PydanticCustomError(
-                "priors", "must have a number for each label, which {name} has not", {"name": repr(str(name)[:80])}
-            )
+            context = {"name": repr(str(name)[:80]), "given": json.dumps(number)[:80]}
+            raise PydanticCustomError("priors", "must have a number for each label; {name} has {given}", context)
         if isinstance(number, int) and number > _LARGEST_NUMBER:
             problem = "has a number above {largest} for {name}; only the ratios matter, so divide all by one number"
             context = {"name": repr(str(name)[:80]), "largest": f"{_LARGEST_NUMBER:.0e}"}
@@ -124,7 +124,7 @@ class ClassifyFields(Request):
     explain: bool = Field(
         default=False, description="Also return which prompts support the best labels and which oppose them."
     )
-    options: Annotated[dict[str, float], BeforeValidator(_json_object)] = Field(
+    options: Annotated[dict[str, Number], BeforeValidator(_json_object)] = Field(
         {},
         description="Options of the method, listed by `GET /v1/methods`. In a form or a query string: a JSON object.",
         examples=[{"beta": 0.7}],
@@ -361,7 +361,8 @@ class ResultBody(Response):
     path: list[PathStepBody] | None = Field(
         None,
         description="With parents of classes: the labels from a root to where the answer stops: the best class below"
-        " the best labels, or with `min_score` the last label whose score reaches it. Null without parents.",
+        " the best labels, or with `min_score` the last label whose score reaches it. Empty if no score reaches it, or"
+        " the image is `rejected` or has no `labels`. Null without parents.",
     )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")

@@ -185,6 +185,7 @@ async def test_keys_in_a_file_are_given_as_text_or_as_a_digest(tmp_path, reposit
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nrate = 'often'", "'often' is not a rate"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\n[[keys]]\nid = 'a'\nkey = '{SECRET}.'", "same id twice"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\n[[keys]]\nid = 'b'\nkey = '{SECRET}'", "same key twice"),
+        (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nconcurrency = true", "keys.0.concurrency: Input should be a number"),
         (f"# {'x' * 2**20}", "more than 1,048,576 bytes"),
     ],
 )
