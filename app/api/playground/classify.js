@@ -190,7 +190,7 @@ function labelKey(event) {
 }
 
 function removeLabel(index) {
-  state.labels.splice(index, 1);
+  for (const label of state.labels.splice(index, 1)) state.refused.delete(label);
   revised();
   whenDrawn(() => {
     const buttons = find("#labels").querySelectorAll("button");
@@ -214,6 +214,7 @@ function again() {
 
 function removeLabels() {
   state.labels = [];
+  state.refused.clear();
   revised();
   whenDrawn(() => find("#new-labels").focus());
 }

@@ -19,12 +19,13 @@ const CLOSE = 0.1;
  * A picture is {id, file, name, path, url, remoteUrl, result, answeredFor, imageId, failure, isWanted, isSending,
  * explanation}: `url` is that of its thumbnail, `remoteUrl` replaces a file that the server fetches, `result` that of the
  * server, `answeredFor` the question that it answers (see `questionOf`), `imageId` the id of the features that the
- * server keeps, and `failure` the RequestError of a request that can be tried again.
+ * server keeps, and `failure` the RequestError of a request that can be tried again. `refused` has the labels that the
+ * server does not accept, with the reason; requests leave them out.
  */
 export function newState() {
   return {
     pictures: [], skippedNote: "", hasNoThumbnails: false,
-    labels: [], source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
+    labels: [], refused: new Map(), source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
     models: [], methods: [], labelSets: null, databases: null, limits: {},
     isLive: false, run: null, problem: null, answer: null, announcement: "",
     threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
@@ -43,14 +44,17 @@ export const isLabelSetOfSeveral = (state) => Boolean(selectedLabelSet(state)?.m
 /** Return whether an image may have several labels: the option says so, or the label set. */
 export const hasSeveralLabels = (state) => state.source !== "none" && (state.options.multiLabel || isLabelSetOfSeveral(state));
 
+/** Return the labels that requests have. */
+export const acceptedLabels = ({ labels, refused }) => labels.filter((label) => !refused.has(label));
+
 /** Return the fields of a request as [[name, value], ...], without those that have their default. */
 export function requestFields(state) {
-  const { source, labels, labelSet, options } = state;
+  const { source, labelSet, options } = state;
   const { method, model, template, topK, database, group, reject } = options;
   const severalLabels = hasSeveralLabels(state);
   const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
   if (severalLabels) Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
-  if (source === "labels") values.labels = [...labels];
+  if (source === "labels") values.labels = acceptedLabels(state);
   if (source === "label_set") values.label_set = labelSet;
   if (source === "none") Object.assign(values, { database, group: group || "" });
   else values.reject = severalLabels ? "" : reject;
@@ -69,8 +73,9 @@ export function questionOf(state) {
 export const isTogether = (state) => state.source === "none" && state.options.group;
 
 /** Return what the user has to enter before anything can be classified, empty if nothing is missing. */
-export function missingInput({ source, labels, labelSet }) {
-  if (source === "labels" && !labels.length) return "Enter at least one label.";
+export function missingInput(state) {
+  const { source, labels, labelSet } = state;
+  if (source === "labels" && !acceptedLabels(state).length) return labels.length ? "Enter a label that the server accepts." : "Enter at least one label.";
   if (source === "label_set" && !labelSet) return "Select a label set.";
   return "";
 }

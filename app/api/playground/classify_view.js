@@ -9,6 +9,9 @@ import { gallery, sentence } from "./results.js";
 // Further labels are in a select element.
 const MAX_FILTER_CHIPS = 8;
 
+// Of labels that are left out.
+const MAX_REASONS = 3;
+
 // Fewer images are found faster by looking.
 const MIN_FOR_SEARCH = 8;
 
@@ -79,7 +82,8 @@ function labelsPanel(state, actions) {
 
 function ownLabels(state, actions) {
   return html`<div id="source-labels">
-    <ul id="labels" class="chips" aria-label="Labels">${repeat(state.labels, (label) => label, (label, index) => html`<li><span>${label}</span><button type="button" aria-label=${`Remove ${label}`} @click=${() => actions.removeLabel(index)}>×</button></li>`)}</ul>
+    <ul id="labels" class="chips" aria-label="Labels">${repeat(state.labels, (label) => label, (label, index) => html`<li class=${state.refused.has(label) ? "refused" : ""} title=${state.refused.get(label) ?? nothing}><span>${label}</span>${state.refused.has(label) ? html`<span class="visually-hidden">, left out</span>` : nothing}<button type="button" aria-label=${`Remove ${label}`} @click=${() => actions.removeLabel(index)}>×</button></li>`)}</ul>
+    ${leftOut(state)}
     <div class="field">
       <label for="new-labels">Add labels, separated by commas</label>
       <div class="row">
@@ -95,6 +99,13 @@ function ownLabels(state, actions) {
     </p>
     ${suggestions(state, actions)}
   </div>`;
+}
+
+function leftOut({ labels, refused }) {
+  const problems = labels.filter((label) => refused.has(label)).map((label) => refused.get(label));
+  if (!problems.length) return nothing;
+  const more = problems.length > MAX_REASONS ? ` And ${problems.length - MAX_REASONS} more.` : "";
+  return html`<p id="left-out-labels" class="field-problem" role="alert">${countText(problems.length, "label is", "labels are")} left out. ${problems.slice(0, MAX_REASONS).map(sentence).join(" ")}${more}</p>`;
 }
 
 function suggestions({ suggestions: found, labels }, actions) {

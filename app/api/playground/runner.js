@@ -104,7 +104,7 @@ export function createRunner(state, { changed, fail }) {
           await send(batch.slice(half), question, fields, signal);
           return;
         }
-        refuse(batch, error, question);
+        refuse(batch, error, question, fields);
         return;
       }
     }
@@ -147,7 +147,8 @@ export function createRunner(state, { changed, fail }) {
     picture.explanation = null; // of an earlier result
   }
 
-  function refuse(batch, error, question) {
+  function refuse(batch, error, question, fields) {
+    if (leaveOut(labelProblems(error, fields))) return; // the rest is asked again without these labels
     const results = resultsOf(error, batch.length);
     if (results) {
       batch.forEach((picture, index) => {
@@ -158,6 +159,12 @@ export function createRunner(state, { changed, fail }) {
     } else {
       for (const picture of batch) picture.failure = error;
     }
+  }
+
+  /** Leave labels, [[label, problem], ...], out of further requests; return whether there are any. */
+  function leaveOut(labels) {
+    for (const [label, problem] of labels) state.refused.set(label, problem);
+    return labels.length > 0;
   }
 
   async function requestOf(batch, fields, signal) {
@@ -278,6 +285,13 @@ function base64Of(file) {
 }
 
 const kindOf = (problem) => problem.type.split(/[:/]/).at(-1);
+
+/** Return the labels that are the only reason why a request was refused, [[label, problem], ...]. */
+function labelProblems({ status, errors }, fields) {
+  const labels = Object.fromEntries(fields).labels ?? [];
+  const found = errors.map(({ field, problem }) => [labels[/^labels\.(\d+)$/.exec(field)?.[1]], problem]);
+  return status === 422 && found.every(([label]) => label !== undefined) ? found : [];
+}
 
 /** Return a result for each image that is the reason why a request was refused, null if there is another reason. */
 function resultsOf({ status, kind, title, detail, errors }, count) {
