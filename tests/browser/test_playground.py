@@ -236,6 +236,38 @@ def download(page, kind: str, folder: Path) -> Path:
     return saved
 
 
+def test_results_of_earlier_labels_are_never_saved(open_page, pictures, tmp_path):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#new-labels", "cat, dog")
+    classify(page)
+    page.route("**/v1/classify", lambda _: None)  # no answer
+    page.fill("#new-labels", "kitten")
+    page.press("#new-labels", "Enter")
+    page.click(".menu summary")
+    problem = page.locator("#download-problem")
+    expect(problem).to_have_text("New results are on their way.")
+    expect(page.locator(".menu-items button:disabled")).to_have_count(3)
+    page.click("#stop")
+    expect(problem).to_have_text("Some results are for earlier labels. Continue first.")
+    page.unroute("**/v1/classify")
+    page.click("#resume")
+    expect(problem).to_have_text("")
+    assert "kitten" in download(page, "JSON", tmp_path).read_text()
+    page.click("#remove-labels")
+    page.click(".menu summary")
+    expect(problem).to_have_text("These results are for earlier labels. Update them first.")
+    # An image whose request failed has the error in place of its earlier result.
+    page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
+    page.fill("#new-labels", "cup of coffee")
+    page.press("#new-labels", "Enter")
+    expect(page.locator(".card.failed")).to_have_count(2)
+    page.click(".menu summary")  # closes it
+    results = json.loads(download(page, "JSON", tmp_path).read_text())
+    assert {result["error"]["title"] for result in results} == {"Not classified"}
+    assert [result["predictions"] for result in results] == [[], []]
+
+
 def test_the_csv_is_that_of_the_command_line(open_page, pictures, server, tmp_path, monkeypatch):
     for name in ("chelsea", "coffee"):
         shutil.copy(pictures / f"{name}.jpg", tmp_path)

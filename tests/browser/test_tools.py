@@ -690,15 +690,34 @@ def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures
     }""")
     page.reload()
     page.wait_for_load_state("networkidle")
+    page.evaluate("""() => {
+        window.urls = new Set();
+        const { createObjectURL, revokeObjectURL } = URL;
+        URL.createObjectURL = (blob) => {
+            const url = createObjectURL(blob);
+            urls.add(url);
+            return url;
+        };
+        URL.revokeObjectURL = (url) => {
+            urls.delete(url);
+            revokeObjectURL(url);
+        };
+    }""")
     page.click("#remove-labels")
     page.click("#earlier")
     expect(page.locator(".runs li")).to_have_count(1)
     page.click(".runs .run")
     expect(page.locator(".run-pictures li").first).to_contain_text("cat")
     expect(page.locator(".run-pictures li").first).to_contain_text("chelsea.jpg")
+    expect(page.locator(".run-pictures img")).to_have_js_property("naturalWidth", 160)
     page.click("text=Use these labels")
     expect(page.locator("#labels li")).to_have_count(3)
     expect(page.locator("dialog")).to_have_count(0)
+    page.click("#earlier")
+    expect(page.locator(".runs img")).to_have_js_property("naturalWidth", 160)
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    page.wait_for_function("urls.size === 0")
 
 
 # --- phones and dark mode --------------------------------------------------------------------------------------------

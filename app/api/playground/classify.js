@@ -4,7 +4,7 @@ import { RequestError } from "./requests.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
 import { dropZone, pathOfFile, splitFiles } from "./file_drops.js";
 import { render } from "./lit.js";
-import { newState, missingInput, isStale, isUnreadable, questionOf, requestFields, shownPictures } from "./classify_state.js";
+import { newState, missingInput, downloadProblem, isStale, isUnreadable, questionOf, requestFields, shownPictures } from "./classify_state.js";
 import { classifyView } from "./classify_view.js";
 import { createRunner } from "./runner.js";
 import { createThumbnails } from "./thumbnails.js";
@@ -307,6 +307,7 @@ async function loadExplanation(picture) {
 }
 
 async function download(kind) {
+  if (downloadProblem(state)) return;
   find(".menu").open = false;
   try {
     if (kind === "csv") save(csvOf(state), "deixis.csv");

@@ -89,6 +89,14 @@ export function needsRequest(picture, question) {
   return !picture.result || picture.answeredFor !== question;
 }
 
+/** Return why results cannot be saved to a file now, empty if they can: a file does not show what is out of date. */
+export function downloadProblem(state) {
+  const question = questionOf(state);
+  if (state.run && !state.run.isStopped) return "New results are on their way.";
+  if (!state.pictures.some((picture) => !picture.failure && isStale(picture, question))) return "";
+  return state.run ? "Some results are for earlier labels. Continue first." : "These results are for earlier labels. Update them first.";
+}
+
 /** Return whether the server cannot read the image, whatever is asked about it. */
 export const isUnreadable = (picture) => Boolean(picture.result?.error);
 

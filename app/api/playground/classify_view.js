@@ -3,7 +3,7 @@ import { countText, durationText, percent } from "./elements.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { curlCode, pythonCode } from "./code.js";
 import { SAMPLES, sampleUrl } from "./samples.js";
-import { commonWarnings, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES, waitText } from "./classify_state.js";
+import { commonWarnings, downloadProblem, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES, waitText } from "./classify_state.js";
 import { gallery, sentence } from "./results.js";
 
 // Further labels are in a select element.
@@ -264,14 +264,18 @@ function threshold(state, actions) {
   return html`${automatic}<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
 }
 
-const downloads = (state, actions) => html`<details class="menu" @keydown=${actions.menuKey}>
-  <summary class="button secondary">Download</summary>
-  <div class="menu-items">
-    <button type="button" @click=${() => actions.download("csv")}>CSV <span>one row per label, for spreadsheets</span></button>
-    <button type="button" @click=${() => actions.download("json")}>JSON <span>everything, for programs</span></button>
-    <button type="button" @click=${() => actions.download("zip")}>ZIP <span>the images in one folder per label</span></button>
-  </div>
-</details>`;
+const FILES = { csv: "one row per label, for spreadsheets", json: "everything, for programs", zip: "the images in one folder per label" };
+
+function downloads(state, actions) {
+  const problem = downloadProblem(state);
+  return html`<details class="menu" @keydown=${actions.menuKey}>
+    <summary class="button secondary">Download</summary>
+    <div class="menu-items">
+      <p id="download-problem" class="hint" role="status">${problem}</p>
+      ${Object.entries(FILES).map(([kind, text]) => html`<button type="button" ?disabled=${Boolean(problem)} @click=${() => actions.download(kind)}>${kind.toUpperCase()} <span>${text}</span></button>`)}
+    </div>
+  </details>`;
+}
 
 // --- link and code -------------------------------------------------------------------------------------------------------
 
