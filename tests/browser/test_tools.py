@@ -600,7 +600,7 @@ def test_an_answer_is_all_labels_of_an_image_that_may_have_several(open_page, cl
 # --- the tools in the view Classify ----------------------------------------------------------------------------------
 
 
-def test_a_wrong_label_is_corrected_in_a_card_and_the_pictures_are_classified_again(open_page, client, pictures):
+def test_a_wrong_label_is_corrected_in_every_layout_and_the_pictures_are_classified_again(open_page, client, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "chelsea-1.jpg")
     page.fill("#new-labels", "dog, coffee cup")
@@ -613,11 +613,15 @@ def test_a_wrong_label_is_corrected_in_a_card_and_the_pictures_are_classified_ag
     expect(page.locator("#label-set")).to_have_value("corrected")
     expect(page.locator(".gallery .verdict strong")).to_have_text(["cat", "cat"])
     assert client.get("/v1/label-sets/corrected/images").json()["counts"]["labelled"] == {"cat": 1}
-    page.click("[aria-label='Correct the label of chelsea-1.jpg']")  # now the label set is known
+    page.check("input[name=layout][value=grid]")
+    page.click(".tile-item [aria-label='Correct the label of chelsea-1.jpg']")  # now the label set is known
     expect(page.get_by_label("Name of the label set")).to_have_count(0)
     page.get_by_label("Or a new label").fill("cat")
     page.get_by_role("button", name="It is this").click()
     expect(page.locator("#learning")).to_contain_text("2 examples in 1 class. Measured on these 2 examples")
+    page.check("input[name=layout][value=table]")
+    page.click("td [aria-label='Correct the label of chelsea.jpg']")
+    expect(page.locator("dialog h2")).to_have_text("chelsea.jpg: it is …")
 
 
 def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
