@@ -542,11 +542,11 @@ def test_a_label_set_says_that_an_image_may_have_several_labels(open_page, pictu
     (result,) = answered.value.json()["results"]
     assert len(result["predictions"]) == len(classes)  # the slider needs the scores of all
     expect(page.locator(".card .verdict")).to_have_text(re.compile("^✓ (cat, ✓ kitten|kitten, ✓ cat)$"))
-    expect(page.locator(".threshold")).to_contain_text("Labels from")
+    expect(page.locator(".tools")).to_contain_text(re.compile(r"Labels\s*from"))
     page.select_option("#label-set", "things")
     expect(page.locator("#multi-label")).not_to_be_checked()
     expect(page.locator("#multi-label")).to_be_enabled()
-    expect(page.locator(".threshold")).to_contain_text("None of these below")
+    expect(page.locator(".tools")).to_contain_text(re.compile(r"None of these\s*automatic\s*below"))
     client.delete("/v1/label-sets/several").raise_for_status()
 
 
@@ -960,6 +960,22 @@ def test_the_layout_fits_phones_and_desktops_in_light_and_dark(open_page, pictur
         assert page.evaluate(CONTRAST) == [], view
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) > 380) == (scheme == "light")
+
+
+def test_on_a_phone_results_are_in_the_window_after_a_click(open_page, pictures):
+    page = open_page(viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
+    card, tools = page.locator(".card").first, page.locator(".tool-actions > *")
+    choose(page, *sorted(pictures.glob("c*.jpg")))
+    page.fill("#new-labels", "cat, cup of coffee")
+    classify(page)
+    expect(card).to_be_in_viewport()
+    assert len({round(each.bounding_box()["y"] + each.bounding_box()["height"] / 2) for each in tools.all()}) == 1
+    page.fill("#new-labels", "rocket")  # scrolls back to the labels
+    page.press("#new-labels", "Enter")
+    expect(page.locator("#labels li")).to_have_count(3)
+    expect(card).not_to_be_in_viewport()
+    page.click("#to-results")
+    expect(card).to_be_in_viewport()
 
 
 def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tmp_path):

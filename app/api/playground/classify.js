@@ -377,6 +377,7 @@ const actions = {
     store(state);
     changed();
   },
+  toResults: () => find("#results").focus(),
   showAll: () => actions.set({ filter: "all", search: "" }),
   menuKey(event) {
     if (event.key !== "Escape") return;

@@ -190,7 +190,7 @@ function classifyButton(state, actions) {
   const question = questionOf(state);
   const waiting = state.pictures.filter((picture) => !picture.isWanted || needsRequest(picture, question)).length;
   if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
-  if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels.</p>`;
+  if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels. <button id="to-results" type="button" class="link" @click=${actions.toResults}>See them</button></p>`;
   const count = question ? waiting : state.pictures.length;
   return html`<p class="go"><button id="classify" type="submit">${state.run?.isStopped ? "Continue" : `Classify ${countText(count, "image")}`}</button></p>`;
 }
@@ -235,9 +235,11 @@ function toolbar(state, actions) {
       ${state.pictures.length >= MIN_FOR_SEARCH ? html`<input id="search-files" type="search" aria-label="Search file names" placeholder="Search file names" .value=${live(state.search)} @input=${(event) => actions.set({ search: event.target.value })}>` : nothing}
       <label class="tool-field">Sort by <select id="order" @change=${(event) => actions.set({ order: event.target.value })}>${Object.entries(ORDERS).map(([value, text]) => html`<option value=${value} .selected=${live(value === state.order)}>${text}</option>`)}</select></label>
       ${threshold(state, actions)}
+      <div class="tool-actions">
       <div class="segments" role="radiogroup" aria-label="Layout">${Object.entries(LAYOUTS).map(([value, text]) => html`<label><input type="radio" name="layout" .value=${value} .checked=${live(state.layout === value)} @change=${() => actions.set({ layout: value })}><span>${text}</span></label>`)}</div>
       <button type="button" id="compare" class="secondary" @click=${actions.compareTwo}>Compare</button>
       ${downloads(state, actions)}
+      </div>
     </div>
   </div>`;
 }
@@ -258,10 +260,9 @@ function filters(state, actions) {
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
   const severalLabels = hasSeveralLabels(state);
-  const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> None of these: automatic</label>`;
-  if (automatic !== nothing && state.options.reject) return automatic;
-  const text = severalLabels ? "Labels from" : "None of these below";
-  return html`${automatic}<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
+  const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> automatic</label>`;
+  const isAutomatic = automatic !== nothing && state.options.reject;
+  return html`<div class="tool-field" role="group" aria-labelledby="none-of-these"><span id="none-of-these">${severalLabels ? "Labels" : "None of these"}</span>${automatic}${isAutomatic ? nothing : html`<label class="tool-field threshold">${severalLabels ? "from" : "below"} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`}</div>`;
 }
 
 const FILES = { csv: "one row per label, for spreadsheets", json: "everything, for programs", zip: "the images in one folder per label" };
