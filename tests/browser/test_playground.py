@@ -354,6 +354,7 @@ def test_many_images_are_sent_in_parts_that_can_be_stopped_continued_and_tried_a
     )
     expect(page.locator(".card.match")).to_have_count(54)
     expect(page.locator(".card.failed")).to_have_count(16)
+    expect(page.locator("#classify")).to_have_text("Classify 16 images")
     page.click("#retry")
     expect(page.locator(".card.match")).to_have_count(70)
     expect(page.locator(".progress")).to_have_count(0)
@@ -976,11 +977,20 @@ def test_on_a_phone_results_are_in_the_window_after_a_click(open_page, pictures)
     expect(card).not_to_be_in_viewport()
     page.click("#to-results")
     expect(card).to_be_in_viewport()
+    # Many labels leave room for what is below them, and the last one is in sight.
+    page.fill("#new-labels", ", ".join(f"thing {number}" for number in range(197)))
+    page.press("#new-labels", "Enter")
+    expect(page.locator("#labels-title")).to_have_text("Labels 200")
+    expect(page.locator("#labels li").last).to_be_in_viewport()
+    assert page.locator("#source-labels").bounding_box()["height"] < 500
 
 
 def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tmp_path):
     file = tmp_path / "keys.toml"
-    file.write_text(f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n")
+    file.write_text(
+        f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n"
+        f"[[keys]]\nid = 'reader'\nkey = {json.dumps('reads and ' + KEY)}\nscope = 'classify'\n"
+    )
     with serving("--api-keys-file", str(file), data_dir=tmp_path / "data") as closed:
         required = "The server requires an API key."
         page = open_page("#captions", url=closed.url)
@@ -998,9 +1008,15 @@ def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tm
         page.keyboard.type("not the key of anybody here")
         page.keyboard.press("Enter")
         expect(page.locator("#label-sets-error")).to_contain_text("does not accept this API key")
-        page.fill("#key", KEY)
+        page.fill("#key", f"reads and {KEY}")
         page.press("#key", "Enter")
         expect(page.locator("#label-sets-error")).to_be_hidden()
+        page.click("#save-label-set")
+        expect(page.locator("#editor-error")).to_contain_text(
+            "This needs an API key of scope “write”; yours has scope “classify”. Enter another one"
+        )
+        page.fill("#key", KEY)
+        page.press("#key", "Enter")
         expect(page.locator("#editor-name")).to_have_value("pets")  # typed text is kept
         page.click("#save-label-set")
         expect(page.locator("#editor-status")).to_have_text("Saved as version 1.")

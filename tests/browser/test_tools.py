@@ -521,11 +521,12 @@ def test_the_counter_of_a_label_set_says_what_was_measured_on_its_examples(open_
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(403, "but not store examples"), (401, "requires an API key")],
+    [(403, "needs an API key of scope “write”; yours has scope “classify”"), (401, "requires an API key")],
 )
 def test_a_key_that_may_not_write_is_explained(open_page, pictures, status, sentence):
     page = open_page()
-    problem = {"title": "Forbidden", "detail": "this route needs a key of scope write", "status": status}
+    detail = "this route needs a key of scope write; the key 'mine' has scope classify"
+    problem = {"type": "urn:deixis:problem:forbidden", "title": "Not allowed", "detail": detail, "status": status}
     page.route("**/v1/label-sets/my-own", lambda route: route.fulfill(status=status, json=problem))
     run(page, "correct", "openCorrection", [pictures / "chelsea.jpg"], CORRECT % "")
     page.get_by_label("Name of the label set").fill("my-own")

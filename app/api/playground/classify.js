@@ -173,6 +173,7 @@ function addLabels(added) {
     known.add(label.toLowerCase());
   }
   revised();
+  whenDrawn(() => find("#labels")?.scrollTo(0, find("#labels").scrollHeight)); // the end of a long list
 }
 
 function addTyped() {

@@ -27,11 +27,11 @@ export function classifyView(state, actions) {
       <p class="panel-links"><button id="earlier" type="button" class="link" @click=${actions.showEarlier}>Earlier results</button></p>
     </form>
     <section id="results" class="main-column" tabindex="-1" aria-label=${isEmpty ? "Images" : "Results"}>
+      <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
       ${isEmpty ? hero(state, actions) : nothing}
       ${sources(state, actions)}
       ${isEmpty ? samples(actions) : nothing}
       <p id="status" class="visually-hidden" role="status">${state.announcement}</p>
-      <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
       ${isEmpty ? nothing : html`${state.source === "label_set" && state.learnedSet === state.labelSet ? html`<div id="learning"></div>` : nothing}${progress(state, actions)}${notices(state, actions)}${toolbar(state, actions)}${gallery(state, actions)}`}
     </section>
   </div>`;
@@ -72,7 +72,7 @@ const samples = (actions) => html`<div class="samples">
 
 function labelsPanel(state, actions) {
   return html`<section class="panel" aria-labelledby="labels-title">
-    <h2 id="labels-title">Labels</h2>
+    <h2 id="labels-title">Labels${state.source === "labels" && state.labels.length ? html` <span class="count">${state.labels.length.toLocaleString("en")}</span>` : nothing}</h2>
     <div class="segments" role="radiogroup" aria-label="Where the labels are from">
       ${Object.entries(SOURCES).map(([value, text]) => html`<label><input type="radio" name="source" .value=${value} .checked=${live(state.source === value)} @change=${() => actions.setSource(value)}><span>${text}</span></label>`)}
     </div>
@@ -188,7 +188,7 @@ function problemText({ problem }) {
 function classifyButton(state, actions) {
   if (!state.pictures.length) return nothing;
   const question = questionOf(state);
-  const waiting = state.pictures.filter((picture) => !picture.isWanted || needsRequest(picture, question)).length;
+  const waiting = state.pictures.filter((picture) => !picture.isWanted || picture.failure || needsRequest(picture, question)).length;
   if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
   if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels. <button id="to-results" type="button" class="link" @click=${actions.toResults}>See them</button></p>`;
   const count = question ? waiting : state.pictures.length;

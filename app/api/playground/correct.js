@@ -79,17 +79,12 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
   }
 
   function showProblem(error) {
-    problem.textContent = sentenceOf(error);
+    problem.textContent = error.message;
     problem.hidden = false;
     if (!dialog.contains(document.activeElement)) dialog.focus();
   }
 
   show();
-}
-
-function sentenceOf(error) {
-  if (error.status === 403) return `This API key may classify, but not store examples: that needs a key of scope “write”. (${error.message})`;
-  return error.message;
 }
 
 /** Create a label set of labels, unless the name is taken; throws an error with the next free name as `suggested`. */
@@ -148,7 +143,7 @@ export async function showLearning(container, { labelSet, counts = null, job = n
     const current = counts ?? (await requestJson(`${pathOf("label-sets", labelSet, "images")}?limit=1`)).counts;
     sentence.textContent = `${countedExamples(current)} ${await whatIsKnown(labelSet, current.labelled, job)}`;
   } catch (error) {
-    sentence.textContent = sentenceOf(error);
+    sentence.textContent = error.message;
   }
 }
 

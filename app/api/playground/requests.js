@@ -74,10 +74,15 @@ async function requestErrorOf(response) {
     byId("key-field").hidden = false; // not shown before, because most servers need no key
     const sentence = hasKey()
       ? "The server does not accept this API key. Check the field “API key” at the top."
-      : "The server requires an API key. Enter it in the field “API key” at the top; it is stored only in this tab.";
+      : "The server requires an API key. Enter it in the field “API key” at the top; the page forgets it when it is closed or reloaded.";
     return new RequestError(sentence, { status });
   }
   const body = await response.json().catch(() => null);
+  const scopes = body?.type?.endsWith(":forbidden") && /needs a key of scope (\w+);.* has scope (\w+)/.exec(body.detail);
+  if (scopes) {
+    const sentence = `This needs an API key of scope “${scopes[1]}”; yours has scope “${scopes[2]}”. Enter another one in the field “API key” at the top, or ask the operator for one.`;
+    return new RequestError(sentence, { status, kind: "forbidden" });
+  }
   const retryAfterS = secondsOf(response.headers.get("retry-after"));
   const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
   return new RequestError(`${message}${retryAfterS ? ` Try again in ${durationText(retryAfterS)}.` : ""}`, {

@@ -227,7 +227,7 @@ export function createRunner(state, { changed, fail }) {
   return {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
     start() {
-      for (const picture of state.pictures) picture.isWanted = true;
+      for (const picture of state.pictures) Object.assign(picture, { isWanted: true, failure: null });
       state.isLive = true;
       state.problem = null;
       if (state.run) state.run.isStopped = false;
