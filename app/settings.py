@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     Field,
     SecretStr,
@@ -25,6 +26,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.api.auth.policy import KeyPolicy, parse_rate
 from app.encoders.model_names import catalogue_name, model_source
 from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError, did_you_mean, most_similar
+from app.names.field_values import with_value
 from app.runtime.cpu import usable_cores
 from app.runtime.ray_layout import RayLayout, parse_layout
 
@@ -559,10 +561,18 @@ def _load(kind: type[_Loaded], overrides: Mapping[str, object]) -> _Loaded:
         return kind(**from_file, **given)
     except ValidationError as error:
         problems = [
-            f"{named(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}{_choice_meant(problem)}"
+            f"{named(problem['loc'])}: {_message(kind, problem)}{_choice_meant(problem)}"
             for problem in error.errors(include_url=False)
         ]
         raise ConfigurationError("; ".join(problems)) from error
+
+
+def _message(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    """Return the message of a problem, with the value if it has the wrong type and is not secret."""
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(f" for {Path!r}")
+    field = kind.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+    is_secret = field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
+    return message if is_secret else with_value(message, problem["input"])
 
 
 def _choice_meant(problem: ErrorDetails) -> str:
@@ -590,5 +600,5 @@ def _read_config(file: Path) -> Mapping[str, object]:
                 f"unknown setting '{name}' in {file}; {_LIST_OF_SETTINGS}{did_you_mean(name, known)}"
             )
         if isinstance(value, bool) and known[name].annotation is not bool:  # which pydantic takes for a number
-            raise ConfigurationError(f"{name} in {file}: Input should not be a boolean")
+            raise ConfigurationError(f"{name} in {file}: {with_value('Input should not be a boolean', value)}")
     return content

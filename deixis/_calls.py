@@ -1,6 +1,7 @@
 """Every request to the service as a value that both clients send; this module does no input or output."""
 
 import base64
+import difflib
 import json
 import re
 from array import array
@@ -136,12 +137,18 @@ def checked_fields(kind: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         TypeError: an unknown field, or a string in place of a list of strings.
     """
-    if unknown := fields.keys() - kind.__annotations__.keys():
-        raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; known: {', '.join(kind.__annotations__)}")
+    known = kind.__annotations__
+    if unknown := [f"{name}{_did_you_mean(name, known)}" for name in fields if name not in known]:
+        raise TypeError(f"unknown argument {', '.join(unknown)}; known: {', '.join(known)}")
     for name in ("classes", "captions", "files"):
         if isinstance(fields.get(name), str):
             raise TypeError(f"{name} must be a list of strings, not one string")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def _model(kind: type[A]) -> Callable[[bytes], A]:
@@ -227,9 +234,10 @@ def classify_arguments(
     """Return the images and the fields of ``classify``: one or more images, or a list of them, and maybe labels.
 
     Raises:
-        TypeError: the labels are given twice.
+        TypeError: the labels are given twice, or an argument is unknown.
         ValueError: there is no image.
     """
+    checked_fields(ClassifyOptions, request)  # before files are read
     given: list[Any] = list(arguments)
     if len(given) > 1 and isinstance(given[-1], list | tuple):
         if request.get("labels") is not None:

@@ -77,7 +77,7 @@ def test_the_error_for_an_unknown_variable_suggests_the_most_similar_setting(mon
 def test_the_error_for_an_unknown_choice_suggests_the_most_similar_one(monkeypatch):
     monkeypatch.setenv("DEIXIS_LOG_LEVEL", "Warn")
     monkeypatch.setenv("DEIXIS_KEYS", "require")
-    assert "'error'; did you mean 'warning'?" in problem_with()
+    assert "'error'; given: 'Warn'; did you mean 'warning'?" in problem_with()
     assert "did you mean 'required'?" in problem_with()
 
 
@@ -132,10 +132,15 @@ def test_all_kinds_of_values_can_be_in_the_file(config):
     [
         ("prot = 1", "unknown setting 'prot' in {}; `deixis serve --help` lists all settings; did you mean 'port'?"),
         ("[serve]\nport = 1", "unknown setting 'serve' in {}; `deixis serve --help` lists all settings"),
-        ('port = "http"', "port in {}: Input should be a valid integer, unable to parse string as an integer"),
-        ("port = true", "port in {}: Input should not be a boolean"),
-        ("models = [1]", "models.0 in {}: Input should be a valid string"),
-        ("data_dir = 1", "data_dir in {}: Input is not a valid path"),
+        (
+            'port = "http"',
+            "port in {}: Input should be a valid integer, unable to parse string as an integer; given: 'http'",
+        ),
+        ("port = true", "port in {}: Input should not be a boolean; given: true"),
+        ("models = [1]", "models.0 in {}: Input should be a valid string; given: 1"),
+        ("data_dir = 1", "data_dir in {}: Input is not a valid path; given: 1"),
+        ("max_labels = 0", "max_labels in {}: Input should be greater than or equal to 1; given: 0"),
+        ("max_image_bytes = [1]", "max_image_bytes in {}: Input should be a valid integer; given: a list"),
         ('precision = "fp31"', "did you mean 'fp32'?"),
         ("port", "the configuration file {} is not TOML: "),
     ],
@@ -150,10 +155,14 @@ def test_secrets_of_the_file_are_not_shown(config):
         'llm_api_key = "hunter2"\nport = "x"',
         'database_url = "postgresql://user:hunter2@host/name"\nprot = 1',
         'database_url = ["hunter2"]',
+        'llm_api_key = ["hunter2"]',
+        "llm_api_key = 20261130",
         'llm_api_key = "hunter2',
     ):
         config(text)
-        assert "hunter2" not in problem_with()
+        problem = problem_with()
+        assert "hunter2" not in problem
+        assert "20261130" not in problem
 
 
 def test_a_missing_file_is_an_error_and_an_empty_name_is_no_file(monkeypatch, tmp_path):

@@ -81,6 +81,11 @@ def message_of(error: DeixisError | RemoteError) -> str:
     return str(error)
 
 
+def note(text: str) -> None:
+    """Print what a command does on standard error."""
+    err.print(escape(printable(text)), highlight=False, soft_wrap=True)
+
+
 def warn(label: str, text: str) -> None:
     """Print a warning on standard error, after a label such as ``skipped``."""
     err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from app import __version__
-from app.cli.common import err
+from app.cli.common import note
 from app.settings import ClientSettings, load_client_settings, load_settings
 
 LOCAL = "local"
@@ -41,15 +41,11 @@ def find_server(*, search: bool) -> str | None:
     url = f"http://127.0.0.1:{settings.port}"
     problem = _problem(settings.port, client)
     if problem is None:
-        _say(f"Using the service at {url}; --local runs this command in its own process.")
+        note(f"Using the service at {url}; --local runs this command in its own process.")
         return url
     if problem:
-        _say(f"The service at {url} is not used: {problem}.")
+        note(f"The service at {url} is not used: {problem}.")
     return None
-
-
-def _say(text: str) -> None:
-    err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _problem(port: int, client: ClientSettings) -> str | None:

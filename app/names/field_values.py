@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from app.names.text import quoted
 
 _OF_VALUES = "Input should"
+_ABOUT_VALUES = (_OF_VALUES, "Input is not")
 # Longer numbers are not shown; Python refuses to write thousands of digits.
 _MAX_SHOWN_BITS = 200
 
@@ -53,7 +54,7 @@ def value_at(value: object, loc: Sequence[str | int]) -> object:
 
 def with_value(message: str, value: object) -> str:
     """Return a message of pydantic; one about a value shows it, unless it is too long."""
-    if not message.startswith(_OF_VALUES) or value is ...:
+    if not message.startswith(_ABOUT_VALUES) or value is ...:
         return message
     if isinstance(value, str):
         return f"{message}; given: {quoted(value)}"

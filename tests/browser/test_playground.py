@@ -236,6 +236,38 @@ def download(page, kind: str, folder: Path) -> Path:
     return saved
 
 
+def test_results_of_earlier_labels_are_never_saved(open_page, pictures, tmp_path):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#new-labels", "cat, dog")
+    classify(page)
+    page.route("**/v1/classify", lambda _: None)  # no answer
+    page.fill("#new-labels", "kitten")
+    page.press("#new-labels", "Enter")
+    page.click(".menu summary")
+    problem = page.locator("#download-problem")
+    expect(problem).to_have_text("New results are on their way.")
+    expect(page.locator(".menu-items button:disabled")).to_have_count(3)
+    page.click("#stop")
+    expect(problem).to_have_text("Some results are for earlier labels. Continue first.")
+    page.unroute("**/v1/classify")
+    page.click("#resume")
+    expect(problem).to_have_text("")
+    assert "kitten" in download(page, "JSON", tmp_path).read_text()
+    page.click("#remove-labels")
+    page.click(".menu summary")
+    expect(problem).to_have_text("These results are for earlier labels. Update them first.")
+    # An image whose request failed has the error in place of its earlier result.
+    page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
+    page.fill("#new-labels", "cup of coffee")
+    page.press("#new-labels", "Enter")
+    expect(page.locator(".card.failed")).to_have_count(2)
+    page.click(".menu summary")  # closes it
+    results = json.loads(download(page, "JSON", tmp_path).read_text())
+    assert {result["error"]["title"] for result in results} == {"Not classified"}
+    assert [result["predictions"] for result in results] == [[], []]
+
+
 def test_the_csv_is_that_of_the_command_line(open_page, pictures, server, tmp_path, monkeypatch):
     for name in ("chelsea", "coffee"):
         shutil.copy(pictures / f"{name}.jpg", tmp_path)
@@ -322,10 +354,69 @@ def test_many_images_are_sent_in_parts_that_can_be_stopped_continued_and_tried_a
     )
     expect(page.locator(".card.match")).to_have_count(54)
     expect(page.locator(".card.failed")).to_have_count(16)
+    expect(page.locator("#classify")).to_have_text("Classify 16 images")
     page.click("#retry")
     expect(page.locator(".card.match")).to_have_count(70)
     expect(page.locator(".progress")).to_have_count(0)
     expect(page.locator("#status")).to_have_text("70 images classified.")
+
+
+def refuse_twice(retry_after: str):
+    """Refuse the first two requests because of a limit."""
+    left = [2]
+
+    def answer(route):
+        if not left[0]:
+            route.continue_()
+            return
+        left[0] -= 1
+        problem = {"type": "urn:deixis:problem:rate-limited", "title": "Rate limited", "detail": "20 images per day"}
+        route.fulfill(status=429, json=problem, headers={"Retry-After": retry_after})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "said"),
+    [
+        ("300", r"The limit of the server is reached\. The rest continues in [45] min\. \(20 images per day\)"),
+        ("7200", r"The limit of the server is reached\. The rest continues at .* in 2 h\."),
+        ("Fri, 31 Dec 2100 23:59:59 GMT", r"The rest continues at .* (2100|2101).* in \d+ h\."),
+    ],
+)
+def test_a_server_that_asks_to_wait_is_waited_for_with_the_time_and_a_way_out(open_page, pictures, retry_after, said):
+    page = open_page()
+    page.clock.install()
+    page.route("**/v1/classify", refuse_twice(retry_after))
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    page.click("#classify")
+    expect(page.locator("#wait")).to_have_text(re.compile(said))
+    expect(page.locator("#status")).to_have_text(re.compile(said))
+    expect(page.locator("#classify")).to_have_text("Waiting for the server…")
+    assert verdicts(page) == ["Waiting…"]
+    page.click("#stop")
+    expect(page.locator("#wait")).to_have_count(0)
+    page.unroute("**/v1/classify")
+    page.click("#resume")
+    expect(page.locator(".card.match")).to_have_count(1)
+
+
+def test_a_run_continues_by_itself_after_the_wait_that_the_server_asked_for(open_page, pictures):
+    page = open_page()
+    page.clock.install()
+    page.route("**/v1/classify", refuse_twice("100"))
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    page.click("#classify")
+    expect(page.locator("#wait")).to_contain_text("in 2 min")
+    page.clock.fast_forward(60_000)
+    expect(page.locator("#wait")).to_contain_text(re.compile("in [34][0-9] s"))
+    page.clock.fast_forward(41_000)
+    expect(page.locator("#wait")).to_contain_text("in 2 min")  # the second refusal
+    page.clock.fast_forward(101_000)
+    expect(page.locator(".card.match")).to_have_count(1)
+    expect(page.locator(".progress, #wait")).to_have_count(0)
 
 
 def test_images_whose_features_the_server_has_forgotten_are_sent_again(open_page, pictures):
@@ -452,11 +543,11 @@ def test_a_label_set_says_that_an_image_may_have_several_labels(open_page, pictu
     (result,) = answered.value.json()["results"]
     assert len(result["predictions"]) == len(classes)  # the slider needs the scores of all
     expect(page.locator(".card .verdict")).to_have_text(re.compile("^✓ (cat, ✓ kitten|kitten, ✓ cat)$"))
-    expect(page.locator(".threshold")).to_contain_text("Labels from")
+    expect(page.locator(".tools")).to_contain_text(re.compile(r"Labels\s*from"))
     page.select_option("#label-set", "things")
     expect(page.locator("#multi-label")).not_to_be_checked()
     expect(page.locator("#multi-label")).to_be_enabled()
-    expect(page.locator(".threshold")).to_contain_text("None of these below")
+    expect(page.locator(".tools")).to_contain_text(re.compile(r"None of these\s*automatic\s*below"))
     client.delete("/v1/label-sets/several").raise_for_status()
 
 
@@ -557,19 +648,30 @@ def test_errors_are_shown_in_their_place_and_keep_the_results(open_page, picture
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")
     page.click("#classify")
-    problem = page.locator("#source-labels .field-problem")
+    problem = page.locator("#labels-problem")
     expect(problem).to_have_text("Enter at least one label.")
     expect(page.locator("#new-labels")).to_be_focused()
-    page.fill("#new-labels", f"cat, {'x' * 201}")
+    page.fill("#new-labels", "x" * 201)
     page.click("#classify")
-    expect(problem).to_contain_text("has 201 characters, at most 200 are allowed")
-    assert page.get_attribute("#new-labels", "aria-describedby") == problem.get_attribute("id")
-    assert page.inner_text("#error") == "1 entry is invalid; see the message next to it."
-    expect(page.locator("#new-labels")).to_be_focused()
-    page.locator("#labels button").nth(1).click()
-    page.fill("#new-labels", "dog")
-    classify(page)
+    left_out = page.locator("#left-out-labels")
+    expect(left_out).to_have_text(
+        re.compile(r"1 label is left out\. 'x+'\.\.\. has 201 characters, at most 200 are allowed; shorten it\.")
+    )
+    page.click("#classify")
+    expect(problem).to_have_text("Enter a label that the server accepts.")
+    page.fill("#new-labels", "cat, sea\u202egull")  # the label that turns the direction of writing is left out as well
+    page.press("#new-labels", "Enter")
+    expect(left_out).to_contain_text("2 labels are left out.")
+    expect(left_out).to_contain_text("U+202E RIGHT-TO-LEFT OVERRIDE")
+    expect(page.locator("#labels .refused")).to_have_count(2)
+    expect(page.locator("#up-to-date")).to_be_visible()
     assert verdicts(page) == ["cat", "Not readable"]
+    assert "xxx" not in page.locator("#curl").text_content()
+    for _ in range(2):
+        page.locator("#labels .refused button").first.click()
+    expect(left_out).to_have_count(0)
+    page.fill("#new-labels", "dog")
+    page.press("#new-labels", "Enter")
     page.click("#options summary")
     page.fill("#template", "a {thing} {}")
     page.press("#template", "Tab")
@@ -861,9 +963,34 @@ def test_the_layout_fits_phones_and_desktops_in_light_and_dark(open_page, pictur
     assert (sum(map(int, re.findall(r"\d+", ground))) > 380) == (scheme == "light")
 
 
+def test_on_a_phone_results_are_in_the_window_after_a_click(open_page, pictures):
+    page = open_page(viewport={"width": 375, "height": 740}, has_touch=True, is_mobile=True)
+    card, tools = page.locator(".card").first, page.locator(".tool-actions > *")
+    choose(page, *sorted(pictures.glob("c*.jpg")))
+    page.fill("#new-labels", "cat, cup of coffee")
+    classify(page)
+    expect(card).to_be_in_viewport()
+    assert len({round(each.bounding_box()["y"] + each.bounding_box()["height"] / 2) for each in tools.all()}) == 1
+    page.fill("#new-labels", "rocket")  # scrolls back to the labels
+    page.press("#new-labels", "Enter")
+    expect(page.locator("#labels li")).to_have_count(3)
+    expect(card).not_to_be_in_viewport()
+    page.click("#to-results")
+    expect(card).to_be_in_viewport()
+    # Many labels leave room for what is below them, and the last one is in sight.
+    page.fill("#new-labels", ", ".join(f"thing {number}" for number in range(197)))
+    page.press("#new-labels", "Enter")
+    expect(page.locator("#labels-title")).to_have_text("Labels 200")
+    expect(page.locator("#labels li").last).to_be_in_viewport()
+    assert page.locator("#source-labels").bounding_box()["height"] < 500
+
+
 def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tmp_path):
     file = tmp_path / "keys.toml"
-    file.write_text(f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n")
+    file.write_text(
+        f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n"
+        f"[[keys]]\nid = 'reader'\nkey = {json.dumps('reads and ' + KEY)}\nscope = 'classify'\n"
+    )
     with serving("--api-keys-file", str(file), data_dir=tmp_path / "data") as closed:
         required = "The server requires an API key."
         page = open_page("#captions", url=closed.url)
@@ -881,9 +1008,15 @@ def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tm
         page.keyboard.type("not the key of anybody here")
         page.keyboard.press("Enter")
         expect(page.locator("#label-sets-error")).to_contain_text("does not accept this API key")
-        page.fill("#key", KEY)
+        page.fill("#key", f"reads and {KEY}")
         page.press("#key", "Enter")
         expect(page.locator("#label-sets-error")).to_be_hidden()
+        page.click("#save-label-set")
+        expect(page.locator("#editor-error")).to_contain_text(
+            "This needs an API key of scope “write”; yours has scope “classify”. Enter another one"
+        )
+        page.fill("#key", KEY)
+        page.press("#key", "Enter")
         expect(page.locator("#editor-name")).to_have_value("pets")  # typed text is kept
         page.click("#save-label-set")
         expect(page.locator("#editor-status")).to_have_text("Saved as version 1.")

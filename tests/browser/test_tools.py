@@ -225,7 +225,7 @@ def test_pictures_are_zoomed_moved_and_shown_one_after_the_other(open_page, pict
     assert (round(after["x"] - before["x"]), round(after["y"] - before["y"])) == (-30, -20)
     page.keyboard.press("ArrowRight")
     expect(page.locator(".lightbox h2")).to_have_text("coffee.jpg")
-    expect(page.locator(".lightbox .hint")).to_have_text("Picture 2 of 3")
+    expect(page.locator(".lightbox .hint")).to_have_text("Image 2 of 3")
     page.keyboard.press("ArrowRight")
     expect(page.locator(".stage .note")).to_have_text("The browser cannot show this file.")
     page.keyboard.press("ArrowRight")
@@ -266,16 +266,16 @@ def test_pictures_are_taken_with_a_camera_which_is_off_afterwards(open_page):
     page = open_page(permissions=["camera"])
     page.evaluate(TRACKS)
     run(page, "camera", "openCamera", more="[{ onPictures: (files) => received.push(...files) }]")
-    shoot = page.get_by_role("button", name="Take a picture")
+    shoot = page.get_by_role("button", name="Take an image")
     expect(shoot).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Use this picture")).to_be_visible()
+    expect(page.get_by_role("button", name="Use this image")).to_be_visible()
     expect(shoot).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator(".camera .pictures li")).to_have_count(2)
     page.locator(".camera .remove").first.click()
     shoot.click()
-    page.get_by_role("button", name="Use 2 pictures").click()
+    page.get_by_role("button", name="Use 2 images").click()
     received(page, 2)
     files = page.evaluate("received.map(({ name, type, size }) => ({ name, type, size }))")
     assert len({each["name"] for each in files}) == 2
@@ -287,7 +287,7 @@ def test_closing_the_camera_ends_it_without_a_picture(open_page):
     page = open_page(permissions=["camera"])
     page.evaluate(TRACKS)
     run(page, "camera", "openCamera", more="[{ onPictures: (files) => received.push(...files) }]")
-    expect(page.get_by_role("button", name="Take a picture")).to_be_enabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_enabled()
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
     assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"]
@@ -320,7 +320,7 @@ def test_only_the_camera_that_was_chosen_last_stays_on(open_page):
     page.wait_for_function(
         "() => tracks.length === 3 && tracks.filter((track) => track.readyState === 'live').length === 1"
     )
-    expect(page.get_by_role("button", name="Take a picture")).to_be_enabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_enabled()
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_camera_that_cannot_be_used_is_explained(open_page, name, sentence):
         )
     run(page, "camera", "openCamera", more="[{ onPictures: () => {} }]")
     expect(page.locator(".camera .problem")).to_contain_text(sentence)
-    expect(page.get_by_role("button", name="Take a picture")).to_be_disabled()
+    expect(page.get_by_role("button", name="Take an image")).to_be_disabled()
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
@@ -397,7 +397,7 @@ def test_the_last_twenty_results_survive_a_reload_and_can_be_deleted(open_page, 
     expect(page.locator(".runs li")).to_have_count(20)
     first = page.locator(".runs li").first
     expect(first).to_contain_text("cat, dog")
-    expect(first).to_contain_text("2 pictures")
+    expect(first).to_contain_text("2 images")
     page.wait_for_function("document.querySelector('.runs img').naturalWidth > 0")
     first.locator(".run").click()
     (opened,) = received(page)
@@ -522,11 +522,12 @@ def test_the_counter_of_a_label_set_says_what_was_measured_on_its_examples(open_
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(403, "but not store examples"), (401, "requires an API key")],
+    [(403, "needs an API key of scope “write”; yours has scope “classify”"), (401, "requires an API key")],
 )
 def test_a_key_that_may_not_write_is_explained(open_page, pictures, status, sentence):
     page = open_page()
-    problem = {"title": "Forbidden", "detail": "this route needs a key of scope write", "status": status}
+    detail = "this route needs a key of scope write; the key 'mine' has scope classify"
+    problem = {"type": "urn:deixis:problem:forbidden", "title": "Not allowed", "detail": detail, "status": status}
     page.route("**/v1/label-sets/my-own", lambda route: route.fulfill(status=status, json=problem))
     run(page, "correct", "openCorrection", [pictures / "chelsea.jpg"], CORRECT % "")
     page.get_by_label("Name of the label set").fill("my-own")
@@ -562,14 +563,14 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     page = open_page()
     files = [pictures / "chelsea.jpg", pictures / "coffee.jpg", pictures / "broken.jpg"]
     run(page, "compare", "compare", files, COMPARE)
-    page.click("text=Compare 3 pictures")
+    page.click("text=Compare 3 images")
     expect(page.locator("#comparison .problem")).to_contain_text("A and B are the same.")
     page.locator("fieldset >> nth=1").get_by_label("Labels").select_option("other")
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 3 pictures")
+    page.click("text=Compare 3 images")
     expect(page.locator(".compare-summary")).to_be_focused()
     expect(page.locator(".compare-summary")).to_have_text(
-        re.compile(r"1 of 2 pictures differs(; [AB] is surer on 1)?; 1 picture could not be compared\.")
+        re.compile(r"1 of 2 images differs(; [AB] is surer on 1)?; 1 image could not be compared\.")
     )
     assert page.evaluate("received") == [{}, {"method": "cupl", "label_set": "other"}]
     rows = page.locator(".compare-table tbody tr")
@@ -577,7 +578,7 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     expect(rows.first).to_contain_text("kitten")
     expect(rows.first).to_contain_text("\u2260")
     expect(rows.nth(1)).not_to_contain_text("\u2260")
-    page.get_by_label("only pictures that differ").check()
+    page.get_by_label("only images that differ").check()
     expect(rows).to_have_count(1)
 
 
@@ -601,7 +602,7 @@ def test_an_answer_is_all_labels_of_an_image_that_may_have_several(open_page, cl
 # --- the tools in the view Classify ----------------------------------------------------------------------------------
 
 
-def test_a_wrong_label_is_corrected_in_a_card_and_the_pictures_are_classified_again(open_page, client, pictures):
+def test_a_wrong_label_is_corrected_in_every_layout_and_the_pictures_are_classified_again(open_page, client, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "chelsea-1.jpg")
     page.fill("#new-labels", "dog, coffee cup")
@@ -614,11 +615,15 @@ def test_a_wrong_label_is_corrected_in_a_card_and_the_pictures_are_classified_ag
     expect(page.locator("#label-set")).to_have_value("corrected")
     expect(page.locator(".gallery .verdict strong")).to_have_text(["cat", "cat"])
     assert client.get("/v1/label-sets/corrected/images").json()["counts"]["labelled"] == {"cat": 1}
-    page.click("[aria-label='Correct the label of chelsea-1.jpg']")  # now the label set is known
+    page.check("input[name=layout][value=grid]")
+    page.click(".tile-item [aria-label='Correct the label of chelsea-1.jpg']")  # now the label set is known
     expect(page.get_by_label("Name of the label set")).to_have_count(0)
     page.get_by_label("Or a new label").fill("cat")
     page.get_by_role("button", name="It is this").click()
     expect(page.locator("#learning")).to_contain_text("2 examples in 1 class. Measured on these 2 examples")
+    page.check("input[name=layout][value=table]")
+    page.click("td [aria-label='Correct the label of chelsea.jpg']")
+    expect(page.locator("dialog h2")).to_have_text("chelsea.jpg: it is …")
 
 
 def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
@@ -628,10 +633,51 @@ def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
     classify(page)
     page.click("#compare")
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 2 pictures")
-    expect(page.locator(".compare-summary")).to_have_text("All 2 pictures get the same label.")
+    page.click("text=Compare 2 images")
+    expect(page.locator(".compare-summary")).to_have_text("All 2 images get the same label.")
     page.keyboard.press("Escape")
     expect(page.locator("#compare")).to_be_focused()
+
+
+def images_in(request) -> int:
+    if request.headers["content-type"] == "application/json":
+        return len(request.post_data_json["images"])
+    return request.post_data_buffer.count(b'name="image"')
+
+
+def test_no_request_has_more_images_than_the_server_accepts(open_page, client, pictures):
+    client.put("/v1/label-sets/few", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
+    page = open_page()
+
+    def accept_two(route):
+        response = route.fetch()
+        content = response.json()
+        content["images"]["max_per_request"] = 2
+        route.fulfill(response=response, json=content)
+
+    page.route("**/v1/models", accept_two)
+    page.reload()
+    sent = []
+    page.on("request", lambda request: sent.append(request) if request.method == "POST" else None)
+    choose(page, *sorted(pictures.glob("chelsea*.jpg")))
+    page.click("#suggest")
+    expect(page.locator("#suggestions, #source-labels .problem")).to_be_visible()
+    assert [images_in(request) for request in sent] == [2, 2, 1]
+    page.fill("#new-labels", "cat, coffee cup")
+    classify(page)
+    page.click("#compare")
+    page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
+    page.click("text=Compare 5 images")
+    expect(page.locator(".compare-summary")).to_have_text("All 5 images get the same label.")
+    page.keyboard.press("Escape")
+    page.evaluate("location.hash = '#label-sets/few'")
+    page.locator("#test-zones input").first.set_input_files(sorted(pictures.glob("chelsea*.jpg")))
+    page.click("text=Classify 5 test images")
+    expect(page.locator("#test-status")).to_contain_text("5 of 5 correct")
+    page.locator("#unlabelled-zone input").set_input_files(sorted(pictures.glob("chelsea*.jpg")))
+    expect(page.locator("#unlabelled-status")).to_contain_text("5 images added")
+    assert {request.url.split("/v1/")[1] for request in sent} == {"classify", "label-sets/few/images"}
+    assert sorted(images_in(request) for request in sent) == [1] * 6 + [2] * 12
 
 
 def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures):
@@ -650,15 +696,34 @@ def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures
     }""")
     page.reload()
     page.wait_for_load_state("networkidle")
+    page.evaluate("""() => {
+        window.urls = new Set();
+        const { createObjectURL, revokeObjectURL } = URL;
+        URL.createObjectURL = (blob) => {
+            const url = createObjectURL(blob);
+            urls.add(url);
+            return url;
+        };
+        URL.revokeObjectURL = (url) => {
+            urls.delete(url);
+            revokeObjectURL(url);
+        };
+    }""")
     page.click("#remove-labels")
     page.click("#earlier")
     expect(page.locator(".runs li")).to_have_count(1)
     page.click(".runs .run")
     expect(page.locator(".run-pictures li").first).to_contain_text("cat")
     expect(page.locator(".run-pictures li").first).to_contain_text("chelsea.jpg")
+    expect(page.locator(".run-pictures img")).to_have_js_property("naturalWidth", 160)
     page.click("text=Use these labels")
     expect(page.locator("#labels li")).to_have_count(3)
     expect(page.locator("dialog")).to_have_count(0)
+    page.click("#earlier")
+    expect(page.locator(".runs img")).to_have_js_property("naturalWidth", 160)
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    page.wait_for_function("urls.size === 0")
 
 
 # --- phones and dark mode --------------------------------------------------------------------------------------------
@@ -694,5 +759,5 @@ def compared(page, pictures):
     page.evaluate("location.hash = '#classify'")
     run(page, "compare", "compare", [pictures / "chelsea.jpg", pictures / "coffee.jpg"], COMPARE)
     page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
-    page.click("text=Compare 2 pictures")
+    page.click("text=Compare 2 images")
     expect(page.locator(".compare-summary")).to_be_visible()

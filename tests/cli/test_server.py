@@ -10,8 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from app import __version__
+from app.cli import cli
+from app.cli.backends import over_http
 from app.cli.server import find_server
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
@@ -175,3 +178,29 @@ def test_work_that_a_server_may_refuse_looks_for_none(unset, run, tmp_path):
         done = run("evaluate", tmp_path / "pictures", "--method", "all", "--json", "-")
         assert done.exit_code == 0, done.stderr
         assert not seen
+
+
+@pytest.mark.parametrize(
+    ("command", "request_line"),
+    [
+        (["classify", "FILE", "--labels", "cat, dog"], "POST /v1/classify"),
+        (["label-sets", "list"], "GET /v1/label-sets"),
+        (["captions", "list"], "GET /v1/databases"),
+    ],
+)
+def test_a_command_says_that_it_waits_for_a_server_and_ends_if_there_is_no_answer(
+    unset, tmp_path, command, request_line
+):
+    (tmp_path / "cat.png").write_bytes(picture())
+    unset.setattr(over_http, "_SILENT_S", 0.01)
+    unset.setattr(over_http, "_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        given = [str(tmp_path / "cat.png") if each == "FILE" else each for each in command]
+        done = CliRunner().invoke(cli, [*given, "--server", url])
+    assert done.exit_code == 2
+    assert [line for line in done.stderr.splitlines() if line] == [
+        f"Waiting for {url} to answer {request_line}; without an answer, this ends after 0.2 s.",
+        f"error: no response from {url}: it did not answer in time; is the server running?",
+    ]
+    assert done.stdout == ""

@@ -121,7 +121,12 @@ def test_a_refusal_is_an_error_with_the_problem_of_the_service(client):
         ([np.zeros((0, 4, 3), np.uint8)], {"labels": COLOURS}, ValueError, r"\(0, 4, 3\)"),
         ([io.StringIO("x")], {"labels": COLOURS}, TypeError, "rb"),
         (["missing.png"], {"labels": COLOURS}, OSError, "missing.png"),
-        ([b"x"], {"labels": COLOURS, "lable_set": "x"}, TypeError, "lable_set"),
+        (
+            ["missing.png"],  # the arguments are checked first
+            {"label": COLOURS, "topk": 3, "colour": 1},
+            TypeError,
+            r"^unknown argument label \(did you mean labels\?\), topk \(did you mean top_k\?\), colour; known: labels,",
+        ),
     ],
 )
 def test_invalid_arguments_are_errors_before_a_request_is_sent(connect, images, options, kind, message):

@@ -16,16 +16,16 @@ const PROBLEMS = {
  * The camera is off when the dialog is closed.
  */
 export function openCamera({ onPictures }) {
-  const video = create("video", { autoplay: true, playsInline: true, muted: true, "aria-label": "Picture of the camera" });
+  const video = create("video", { autoplay: true, playsInline: true, muted: true, "aria-label": "Camera image" });
   const problem = create("p", { className: "problem", role: "alert", hidden: true });
   const status = create("p", { className: "hint", role: "status" });
-  const shoot = create("button", { type: "button", textContent: "Take a picture", disabled: true, onclick: take });
+  const shoot = create("button", { type: "button", textContent: "Take an image", disabled: true, onclick: take });
   const use = create("button", { type: "button", onclick: confirm });
   const again = create("button", { type: "button", className: "secondary", textContent: "Try again", hidden: true, onclick: () => start() });
   const choice = create("select", { "aria-label": "Camera", hidden: true, onchange: () => start(choice.value) });
-  const list = create("ul", { className: "pictures", "aria-label": "Pictures taken" });
+  const list = create("ul", { className: "pictures", "aria-label": "Images taken" });
   const { close } = openModal(
-    "Take pictures", { className: "camera", closed: end }, video, problem, list, status, create("p", { className: "actions" }, shoot, again, use, choice),
+    "Take images", { className: "camera", closed: end }, video, problem, list, status, create("p", { className: "actions" }, shoot, again, use, choice),
   );
   let stream = null, isClosed = false;
   let taken = []; // {file, url}
@@ -107,7 +107,7 @@ export function openCamera({ onPictures }) {
     }));
     use.hidden = !taken.length;
     shoot.classList.toggle("secondary", taken.length > 0);
-    use.textContent = taken.length === 1 ? "Use this picture" : `Use ${countText(taken.length, "picture")}`;
+    use.textContent = taken.length === 1 ? "Use this image" : `Use ${countText(taken.length, "image")}`;
   }
 
   function confirm() {

@@ -4,7 +4,7 @@ import { RequestError } from "./requests.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
 import { dropZone, pathOfFile, splitFiles } from "./file_drops.js";
 import { render } from "./lit.js";
-import { newState, missingInput, isStale, isUnreadable, questionOf, requestFields, shownPictures } from "./classify_state.js";
+import { newState, missingInput, downloadProblem, isStale, isUnreadable, questionOf, requestFields, shownPictures } from "./classify_state.js";
 import { classifyView } from "./classify_view.js";
 import { createRunner } from "./runner.js";
 import { createThumbnails } from "./thumbnails.js";
@@ -173,6 +173,7 @@ function addLabels(added) {
     known.add(label.toLowerCase());
   }
   revised();
+  whenDrawn(() => find("#labels")?.scrollTo(0, find("#labels").scrollHeight)); // the end of a long list
 }
 
 function addTyped() {
@@ -190,7 +191,7 @@ function labelKey(event) {
 }
 
 function removeLabel(index) {
-  state.labels.splice(index, 1);
+  for (const label of state.labels.splice(index, 1)) state.refused.delete(label);
   revised();
   whenDrawn(() => {
     const buttons = find("#labels").querySelectorAll("button");
@@ -214,6 +215,7 @@ function again() {
 
 function removeLabels() {
   state.labels = [];
+  state.refused.clear();
   revised();
   whenDrawn(() => find("#new-labels").focus());
 }
@@ -250,7 +252,8 @@ async function suggest() {
   const { model, database } = state.options;
   const fields = Object.entries({ top_k: LABELS_PER_IMAGE, model, database }).filter(([, value]) => value !== "");
   try {
-    const { results } = await runner.ask(chosen, fields);
+    const results = await runner.ask(chosen, fields);
+    if (results.every((result) => result.error)) throw new RequestError(results[0].error.detail);
     const scores = new Map();
     for (const { label, score } of results.flatMap((result) => result.predictions)) scores.set(label, (scores.get(label) ?? 0) + score);
     const labels = [...scores].sort(([, one], [, other]) => other - one).map(([label]) => label);
@@ -294,8 +297,8 @@ async function loadExplanation(picture) {
   picture.explanation = loading;
   let loaded;
   try {
-    const { results } = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
-    loaded = { content: results[0].explanation, words: results[0].out_of_vocabulary?.nearest ?? [] };
+    const [result] = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
+    loaded = result.error ? { error: new RequestError(result.error.detail) } : { content: result.explanation, words: result.out_of_vocabulary?.nearest ?? [] };
   } catch (error) {
     loaded = { error };
   }
@@ -305,6 +308,7 @@ async function loadExplanation(picture) {
 }
 
 async function download(kind) {
+  if (downloadProblem(state)) return;
   find(".menu").open = false;
   try {
     if (kind === "csv") save(csvOf(state), "deixis.csv");
@@ -374,6 +378,7 @@ const actions = {
     store(state);
     changed();
   },
+  toResults: () => find("#results").focus(),
   showAll: () => actions.set({ filter: "all", search: "" }),
   menuKey(event) {
     if (event.key !== "Escape") return;

@@ -1,4 +1,5 @@
 // The state of the view Classify, and what follows from it. Nothing here changes the page or sends requests.
+import { durationText } from "./elements.js";
 
 export const SOURCES = { labels: "My labels", label_set: "Label set", none: "Discover" };
 export const LAYOUTS = { cards: "Cards", grid: "Grid", table: "Table" };
@@ -18,12 +19,13 @@ const CLOSE = 0.1;
  * A picture is {id, file, name, path, url, remoteUrl, result, answeredFor, imageId, failure, isWanted, isSending,
  * explanation}: `url` is that of its thumbnail, `remoteUrl` replaces a file that the server fetches, `result` that of the
  * server, `answeredFor` the question that it answers (see `questionOf`), `imageId` the id of the features that the
- * server keeps, and `failure` the RequestError of a request that can be tried again.
+ * server keeps, and `failure` the RequestError of a request that can be tried again. `refused` has the labels that the
+ * server does not accept, with the reason; requests leave them out.
  */
 export function newState() {
   return {
     pictures: [], skippedNote: "", hasNoThumbnails: false,
-    labels: [], source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
+    labels: [], refused: new Map(), source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
     models: [], methods: [], labelSets: null, databases: null, limits: {},
     isLive: false, run: null, problem: null, answer: null, announcement: "",
     threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
@@ -42,14 +44,17 @@ export const isLabelSetOfSeveral = (state) => Boolean(selectedLabelSet(state)?.m
 /** Return whether an image may have several labels: the option says so, or the label set. */
 export const hasSeveralLabels = (state) => state.source !== "none" && (state.options.multiLabel || isLabelSetOfSeveral(state));
 
+/** Return the labels that requests have. */
+export const acceptedLabels = ({ labels, refused }) => labels.filter((label) => !refused.has(label));
+
 /** Return the fields of a request as [[name, value], ...], without those that have their default. */
 export function requestFields(state) {
-  const { source, labels, labelSet, options } = state;
+  const { source, labelSet, options } = state;
   const { method, model, template, topK, database, group, reject } = options;
   const severalLabels = hasSeveralLabels(state);
   const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
   if (severalLabels) Object.assign(values, { multi_label: true, top_k: SEVERAL_TOP_K });
-  if (source === "labels") values.labels = [...labels];
+  if (source === "labels") values.labels = acceptedLabels(state);
   if (source === "label_set") values.label_set = labelSet;
   if (source === "none") Object.assign(values, { database, group: group || "" });
   else values.reject = severalLabels ? "" : reject;
@@ -68,8 +73,9 @@ export function questionOf(state) {
 export const isTogether = (state) => state.source === "none" && state.options.group;
 
 /** Return what the user has to enter before anything can be classified, empty if nothing is missing. */
-export function missingInput({ source, labels, labelSet }) {
-  if (source === "labels" && !labels.length) return "Enter at least one label.";
+export function missingInput(state) {
+  const { source, labels, labelSet } = state;
+  if (source === "labels" && !acceptedLabels(state).length) return labels.length ? "Enter a label that the server accepts." : "Enter at least one label.";
   if (source === "label_set" && !labelSet) return "Select a label set.";
   return "";
 }
@@ -81,6 +87,14 @@ export const isStale = (picture, question) => Boolean(picture.result) && !isUnre
 export function needsRequest(picture, question) {
   if (!picture.isWanted || picture.isSending || picture.failure || isUnreadable(picture)) return false;
   return !picture.result || picture.answeredFor !== question;
+}
+
+/** Return why results cannot be saved to a file now, empty if they can: a file does not show what is out of date. */
+export function downloadProblem(state) {
+  const question = questionOf(state);
+  if (state.run && !state.run.isStopped) return "New results are on their way.";
+  if (!state.pictures.some((picture) => !picture.failure && isStale(picture, question))) return "";
+  return state.run ? "Some results are for earlier labels. Continue first." : "These results are for earlier labels. Update them first.";
 }
 
 /** Return whether the server cannot read the image, whatever is asked about it. */
@@ -97,7 +111,7 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
  */
 export function verdictOf(state, picture) {
   if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
-  if (!picture.result) return { kind: picture.isSending ? "sending" : "waiting", title: picture.isSending ? "Classifying…" : "Not classified yet", note: "" };
+  if (!picture.result) return { kind: picture.isSending ? "sending" : "waiting", title: !picture.isSending ? "Not classified yet" : state.run?.wait ? "Waiting…" : "Classifying…", note: "" };
   const { result } = picture;
   if (result.error) return { kind: "unreadable", title: "Not readable", note: result.error.detail };
   const [best, second] = result.predictions;
@@ -209,4 +223,16 @@ export function progressOf(state, now) {
   const elapsedS = (state.run.elapsedMs + (state.run.isStopped ? 0 : now - state.run.since)) / 1000;
   const secondsLeft = done > 0 && elapsedS > 1 ? (remaining * elapsedS) / done : null;
   return { done, total: state.run.total, secondsLeft, isStopped: state.run.isStopped };
+}
+
+// A longer wait has a time in place of a countdown.
+const COUNTDOWN_S = 600;
+
+/** Say that the server accepts no requests for now, and when the run goes on; `wait` is {until, isLimit, reason}. */
+export function waitText({ until, isLimit, reason }, now) {
+  const seconds = Math.max(1, Math.ceil((until - now) / 1000));
+  const isToday = new Date(until).toDateString() === new Date(now).toDateString();
+  const time = new Date(until).toLocaleString("en", { timeStyle: "short", ...(isToday ? {} : { dateStyle: "medium" }) });
+  const when = seconds > COUNTDOWN_S ? `at ${time}, in ${durationText(seconds)}` : `in ${durationText(seconds)}`;
+  return `${isLimit ? "The limit of the server is reached" : "The server is busy"}. The rest continues ${when}.${reason ? ` (${reason})` : ""}`;
 }

@@ -1,10 +1,8 @@
 // What the view Classify offers beyond its own state: corrections, comparisons, and earlier results. The modules are
 // loaded when they are first used.
-import { isUnreadable, requestFields } from "./classify_state.js";
+import { acceptedLabels, isUnreadable, requestFields } from "./classify_state.js";
 import { openModal } from "./modal.js";
 import { create } from "./elements.js";
-
-const MAX_IMAGES = 16; // of one request of a comparison
 
 /**
  * Return the tools of a state; `relabel({labels, labelSet})` sets its labels, and `again()` asks about every picture again.
@@ -27,25 +25,21 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
       await showLearning(place, learned);
       again(); // the method that the new examples favour is chosen by now
     };
-    openCorrection(picture, { result: picture.result, labels: state.labels, labelSet: state.source === "label_set" ? state.labelSet : "", onLearned });
+    openCorrection(picture, { result: picture.result, labels: acceptedLabels(state), labelSet: state.source === "label_set" ? state.labelSet : "", onLearned });
   }
 
   async function compareTwo() {
     const { compare } = await import("./compare.js");
     const place = create("div");
     openModal("Compare two ways", { className: "comparison" }, place);
-    const own = state.source === "labels" ? `these ${state.labels.length} labels` : state.source === "label_set" ? state.labelSet : "discovered labels";
+    const own = state.source === "labels" ? `these ${acceptedLabels(state).length} labels` : state.source === "label_set" ? state.labelSet : "discovered labels";
     compare(place, { pictures: readable(), classify, labelled: own });
   }
 
-  async function classify(pictures, options) {
+  function classify(pictures, options) {
     const chosen = options.label_set ? ["method", "model", "labels", "label_set", "database", "group"] : ["method", "model"];
     const fields = [...requestFields(state).filter(([name]) => !chosen.includes(name)), ...Object.entries(options)];
-    const results = [];
-    for (let first = 0; first < pictures.length; first += MAX_IMAGES) {
-      results.push(...(await runner.ask(pictures.slice(first, first + MAX_IMAGES), fields)).results);
-    }
-    return results;
+    return runner.ask(pictures, fields);
   }
 
   async function showEarlier() {
@@ -67,7 +61,7 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
     runId ??= crypto.randomUUID?.() ?? String(Math.random());
     const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
-    const run = { id: runId, pictures: [...state.pictures], labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } };
+    const run = { id: runId, pictures: [...state.pictures], labels: state.source === "labels" ? acceptedLabels(state) : [], options, answer: { ...state.answer, results } };
     // One after the other, so that an earlier result of the same pictures does not replace a later one.
     saving = saving.then(async () => {
       try {

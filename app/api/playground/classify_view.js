@@ -1,13 +1,16 @@
 // The view Classify as a template of its state. `actions` are the functions of classify.js that its controls call.
-import { countText, percent } from "./elements.js";
+import { countText, durationText, percent } from "./elements.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { curlCode, pythonCode } from "./code.js";
 import { SAMPLES, sampleUrl } from "./samples.js";
-import { commonWarnings, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
+import { commonWarnings, downloadProblem, groupCounts, hasSeveralLabels, isAlone, isLabelSetOfSeveral, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES, waitText } from "./classify_state.js";
 import { gallery, sentence } from "./results.js";
 
 // Further labels are in a select element.
 const MAX_FILTER_CHIPS = 8;
+
+// Of labels that are left out.
+const MAX_REASONS = 3;
 
 // Fewer images are found faster by looking.
 const MIN_FOR_SEARCH = 8;
@@ -24,11 +27,11 @@ export function classifyView(state, actions) {
       <p class="panel-links"><button id="earlier" type="button" class="link" @click=${actions.showEarlier}>Earlier results</button></p>
     </form>
     <section id="results" class="main-column" tabindex="-1" aria-label=${isEmpty ? "Images" : "Results"}>
+      <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
       ${isEmpty ? hero(state, actions) : nothing}
       ${sources(state, actions)}
       ${isEmpty ? samples(actions) : nothing}
       <p id="status" class="visually-hidden" role="status">${state.announcement}</p>
-      <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
       ${isEmpty ? nothing : html`${state.source === "label_set" && state.learnedSet === state.labelSet ? html`<div id="learning"></div>` : nothing}${progress(state, actions)}${notices(state, actions)}${toolbar(state, actions)}${gallery(state, actions)}`}
     </section>
   </div>`;
@@ -69,7 +72,7 @@ const samples = (actions) => html`<div class="samples">
 
 function labelsPanel(state, actions) {
   return html`<section class="panel" aria-labelledby="labels-title">
-    <h2 id="labels-title">Labels</h2>
+    <h2 id="labels-title">Labels${state.source === "labels" && state.labels.length ? html` <span class="count">${state.labels.length.toLocaleString("en")}</span>` : nothing}</h2>
     <div class="segments" role="radiogroup" aria-label="Where the labels are from">
       ${Object.entries(SOURCES).map(([value, text]) => html`<label><input type="radio" name="source" .value=${value} .checked=${live(state.source === value)} @change=${() => actions.setSource(value)}><span>${text}</span></label>`)}
     </div>
@@ -79,7 +82,8 @@ function labelsPanel(state, actions) {
 
 function ownLabels(state, actions) {
   return html`<div id="source-labels">
-    <ul id="labels" class="chips" aria-label="Labels">${repeat(state.labels, (label) => label, (label, index) => html`<li><span>${label}</span><button type="button" aria-label=${`Remove ${label}`} @click=${() => actions.removeLabel(index)}>×</button></li>`)}</ul>
+    <ul id="labels" class="chips" aria-label="Labels">${repeat(state.labels, (label) => label, (label, index) => html`<li class=${state.refused.has(label) ? "refused" : ""} title=${state.refused.get(label) ?? nothing}><span>${label}</span>${state.refused.has(label) ? html`<span class="visually-hidden">, left out</span>` : nothing}<button type="button" aria-label=${`Remove ${label}`} @click=${() => actions.removeLabel(index)}>×</button></li>`)}</ul>
+    ${leftOut(state)}
     <div class="field">
       <label for="new-labels">Add labels, separated by commas</label>
       <div class="row">
@@ -95,6 +99,13 @@ function ownLabels(state, actions) {
     </p>
     ${suggestions(state, actions)}
   </div>`;
+}
+
+function leftOut({ labels, refused }) {
+  const problems = labels.filter((label) => refused.has(label)).map((label) => refused.get(label));
+  if (!problems.length) return nothing;
+  const more = problems.length > MAX_REASONS ? ` And ${problems.length - MAX_REASONS} more.` : "";
+  return html`<p id="left-out-labels" class="field-problem" role="alert">${countText(problems.length, "label is", "labels are")} left out. ${problems.slice(0, MAX_REASONS).map(sentence).join(" ")}${more}</p>`;
 }
 
 function suggestions({ suggestions: found, labels }, actions) {
@@ -177,9 +188,9 @@ function problemText({ problem }) {
 function classifyButton(state, actions) {
   if (!state.pictures.length) return nothing;
   const question = questionOf(state);
-  const waiting = state.pictures.filter((picture) => !picture.isWanted || needsRequest(picture, question)).length;
-  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>Classifying…</button></p>`;
-  if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels.</p>`;
+  const waiting = state.pictures.filter((picture) => !picture.isWanted || picture.failure || needsRequest(picture, question)).length;
+  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
+  if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels. <button id="to-results" type="button" class="link" @click=${actions.toResults}>See them</button></p>`;
   const count = question ? waiting : state.pictures.length;
   return html`<p class="go"><button id="classify" type="submit">${state.run?.isStopped ? "Continue" : `Classify ${countText(count, "image")}`}</button></p>`;
 }
@@ -187,17 +198,14 @@ function classifyButton(state, actions) {
 function progress(state, actions) {
   const found = progressOf(state, performance.now());
   if (!found) return nothing;
-  const left = found.secondsLeft === null || found.isStopped ? "" : ` · ${timeText(found.secondsLeft)} left`;
+  const wait = state.run.wait;
+  const left = found.secondsLeft === null || found.isStopped || wait ? "" : ` · ${durationText(found.secondsLeft)} left`;
   return html`<div class="progress" role="group" aria-label="Progress">
     <progress max=${found.total} .value=${found.done} aria-label="Images classified"></progress>
     <span>${found.isStopped ? "Stopped at " : ""}${found.done.toLocaleString("en")} of ${found.total.toLocaleString("en")}${left}</span>
     ${found.isStopped ? html`<button id="resume" type="button" @click=${actions.resume}>Continue</button>` : html`<button id="stop" type="button" class="secondary" @click=${actions.stop}>Stop</button>`}
+    ${wait ? html`<p id="wait" class="note">${waitText(wait, Date.now())}</p>` : nothing}
   </div>`;
-}
-
-function timeText(seconds) {
-  if (seconds < 1.5) return "1 s";
-  return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
 function notices(state, actions) {
@@ -227,9 +235,11 @@ function toolbar(state, actions) {
       ${state.pictures.length >= MIN_FOR_SEARCH ? html`<input id="search-files" type="search" aria-label="Search file names" placeholder="Search file names" .value=${live(state.search)} @input=${(event) => actions.set({ search: event.target.value })}>` : nothing}
       <label class="tool-field">Sort by <select id="order" @change=${(event) => actions.set({ order: event.target.value })}>${Object.entries(ORDERS).map(([value, text]) => html`<option value=${value} .selected=${live(value === state.order)}>${text}</option>`)}</select></label>
       ${threshold(state, actions)}
+      <div class="tool-actions">
       <div class="segments" role="radiogroup" aria-label="Layout">${Object.entries(LAYOUTS).map(([value, text]) => html`<label><input type="radio" name="layout" .value=${value} .checked=${live(state.layout === value)} @change=${() => actions.set({ layout: value })}><span>${text}</span></label>`)}</div>
       <button type="button" id="compare" class="secondary" @click=${actions.compareTwo}>Compare</button>
       ${downloads(state, actions)}
+      </div>
     </div>
   </div>`;
 }
@@ -250,20 +260,23 @@ function filters(state, actions) {
 function threshold(state, actions) {
   const rejected = state.pictures.filter((picture) => picture.result && !picture.result.error && isRejected(state, picture.result)).length;
   const severalLabels = hasSeveralLabels(state);
-  const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> None of these: automatic</label>`;
-  if (automatic !== nothing && state.options.reject) return automatic;
-  const text = severalLabels ? "Labels from" : "None of these below";
-  return html`${automatic}<label class="tool-field threshold">${text} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`;
+  const automatic = state.source === "none" || severalLabels ? nothing : html`<label class="tool-field"><input id="reject-auto" type="checkbox" .checked=${live(Boolean(state.options.reject))} @change=${(event) => actions.setAutomaticRejection(event.target.checked)}> automatic</label>`;
+  const isAutomatic = automatic !== nothing && state.options.reject;
+  return html`<div class="tool-field" role="group" aria-labelledby="none-of-these"><span id="none-of-these">${severalLabels ? "Labels" : "None of these"}</span>${automatic}${isAutomatic ? nothing : html`<label class="tool-field threshold">${severalLabels ? "from" : "below"} <input id="threshold" type="range" min="0" max="0.99" step="0.01" .value=${live(String(state.threshold))} aria-valuetext=${percent(state.threshold)} @input=${(event) => actions.setThreshold(Number(event.target.value))}><output>${state.threshold ? html`${percent(state.threshold)} · ${countText(rejected, "image")}` : "off"}</output></label>`}</div>`;
 }
 
-const downloads = (state, actions) => html`<details class="menu" @keydown=${actions.menuKey}>
-  <summary class="button secondary">Download</summary>
-  <div class="menu-items">
-    <button type="button" @click=${() => actions.download("csv")}>CSV <span>one row per label, for spreadsheets</span></button>
-    <button type="button" @click=${() => actions.download("json")}>JSON <span>everything, for programs</span></button>
-    <button type="button" @click=${() => actions.download("zip")}>ZIP <span>the images in one folder per label</span></button>
-  </div>
-</details>`;
+const FILES = { csv: "one row per label, for spreadsheets", json: "everything, for programs", zip: "the images in one folder per label" };
+
+function downloads(state, actions) {
+  const problem = downloadProblem(state);
+  return html`<details class="menu" @keydown=${actions.menuKey}>
+    <summary class="button secondary">Download</summary>
+    <div class="menu-items">
+      <p id="download-problem" class="hint" role="status">${problem}</p>
+      ${Object.entries(FILES).map(([kind, text]) => html`<button type="button" ?disabled=${Boolean(problem)} @click=${() => actions.download(kind)}>${kind.toUpperCase()} <span>${text}</span></button>`)}
+    </div>
+  </details>`;
+}
 
 // --- link and code -------------------------------------------------------------------------------------------------------
 

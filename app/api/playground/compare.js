@@ -26,7 +26,7 @@ export function compare(container, { pictures, classify, labelled = "these label
     <form class="compare-form" @submit=${run}>
       ${SIDES.map((side, index) => choice(side, index))}
       <p class="actions">
-        <button type="submit" ?disabled=${Boolean(state.running)}>Compare ${countText(pictures.length, "picture")}</button>
+        <button type="submit" ?disabled=${Boolean(state.running)}>Compare ${countText(pictures.length, "image")}</button>
         <span role="status" class="hint">${state.running}</span>
       </p>
     </form>
@@ -84,10 +84,10 @@ export function compare(container, { pictures, classify, labelled = "these label
     const shown = state.onlyDifferences ? pairs.filter((pair) => pair.differs) : pairs;
     return html`
       <p class="compare-summary" tabindex="-1">${summary(pairs)}</p>
-      <label><input type="checkbox" .checked=${state.onlyDifferences} @change=${(event) => update({ onlyDifferences: event.target.checked })}> only pictures that differ</label>
+      <label><input type="checkbox" .checked=${state.onlyDifferences} @change=${(event) => update({ onlyDifferences: event.target.checked })}> only images that differ</label>
       <div class="scroll" role="region" aria-label="Comparison" tabindex="0">
         <table class="compare-table">
-          <thead><tr><th scope="col">picture</th>${SIDES.map((side, index) => html`<th scope="col">${side}: ${described(state.sides[index])}</th>`)}<th scope="col"></th></tr></thead>
+          <thead><tr><th scope="col">image</th>${SIDES.map((side, index) => html`<th scope="col">${side}: ${described(state.sides[index])}</th>`)}<th scope="col"></th></tr></thead>
           <tbody>${shown.map(row)}</tbody>
         </table>
       </div>`;
@@ -125,10 +125,10 @@ function pairOf(picture, ...results) {
 export function summary(pairs) {
   const compared = pairs.filter((pair) => !pair.failed), differing = compared.filter((pair) => pair.differs);
   const surer = SIDES.map((side, index) => [side, differing.filter((pair) => pair.surer === index).length]).filter(([, count]) => count);
-  const parts = [differing.length ? `${differing.length} of ${countText(compared.length, "picture")} ${differing.length === 1 ? "differs" : "differ"}` : `All ${countText(compared.length, "picture")} get the same label`];
+  const parts = [differing.length ? `${differing.length} of ${countText(compared.length, "image")} ${differing.length === 1 ? "differs" : "differ"}` : `All ${countText(compared.length, "image")} get the same label`];
   if (surer.length) parts.push(surer.map(([side, count]) => `${side} is surer on ${count}`).join(", "));
   const failed = pairs.length - compared.length;
-  if (failed) parts.push(`${countText(failed, "picture")} could not be compared`);
+  if (failed) parts.push(`${countText(failed, "image")} could not be compared`);
   return `${parts.join("; ")}.`;
 }
 

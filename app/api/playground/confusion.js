@@ -3,12 +3,10 @@ import { byId, countText, create, option, percent } from "./elements.js";
 import { requestJson } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
+import { batchesOf } from "./batches.js";
 import { catalogue } from "./catalogue.js";
 import { matrix } from "./matrix.js";
 
-// Per request; below the default limits of a server.
-const MAX_IMAGES = 32;
-const MAX_BYTES = 32 * 2 ** 20;
 const MAX_CLASSES = 60;
 
 let labelSet = "";
@@ -89,7 +87,8 @@ async function test() {
   byId("test").disabled = true;
   try {
     let used = "";
-    for (const batch of batches(tested)) {
+    const { images } = await catalogue();
+    for (const batch of batchesOf(tested, images)) {
       byId("test-status").textContent = `Classifying ${results.length + batch.length} of ${tested.length}…`;
       const form = new FormData();
       for (const { file } of batch) form.append("image", file, file.name || "pasted");
@@ -108,19 +107,6 @@ async function test() {
   } finally {
     byId("test").disabled = false;
   }
-}
-
-function* batches(all) {
-  let batch = [], bytes = 0;
-  for (const entry of all) {
-    if (batch.length && (batch.length === MAX_IMAGES || bytes + entry.file.size > MAX_BYTES)) {
-      yield batch;
-      [batch, bytes] = [[], 0];
-    }
-    batch.push(entry);
-    bytes += entry.file.size;
-  }
-  yield batch;
 }
 
 /** Return the response. If every image fails, the server rejects the request; then return one error per image. */

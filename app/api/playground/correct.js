@@ -37,12 +37,12 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
 
   async function show() {
     try {
-      if (!picture.file) throw new Error("The page does not have the file of this picture, because the server fetched it. Save the picture, add it as a file, and classify it.");
+      if (!picture.file) throw new Error("The page does not have the file of this image, because the server fetched it. Save the image, add it as a file, and classify it.");
       const known = setName ? (await requestJson(pathOf("label-sets", setName))).classes.map((entry) => entry.name) : labels;
       const ranked = (result?.predictions ?? []).map((entry) => entry.label).filter((label) => known.includes(label));
       const offered = [...new Set([...ranked, ...known])].filter((label) => label !== wrong);
       choices.replaceChildren(...offered.slice(0, MAX_BUTTONS).map((label) => create("button", { type: "button", className: "secondary", textContent: label, onclick: () => learn(label) })));
-      if (offered.length > MAX_BUTTONS) choices.append(create("p", { className: "hint", textContent: `${countText(offered.length - MAX_BUTTONS, "further class", "further classes")}: type the name.` }));
+      if (offered.length > MAX_BUTTONS) choices.append(create("p", { className: "hint", textContent: `${countText(offered.length - MAX_BUTTONS, "further label")}: type the name.` }));
       (choices.querySelector("button") ?? other).focus();
     } catch (error) {
       showProblem(error);
@@ -79,17 +79,12 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
   }
 
   function showProblem(error) {
-    problem.textContent = sentenceOf(error);
+    problem.textContent = error.message;
     problem.hidden = false;
     if (!dialog.contains(document.activeElement)) dialog.focus();
   }
 
   show();
-}
-
-function sentenceOf(error) {
-  if (error.status === 403) return `This API key may classify, but not store examples: that needs a key of scope “write”. (${error.message})`;
-  return error.message;
 }
 
 /** Create a label set of labels, unless the name is taken; throws an error with the next free name as `suggested`. */
@@ -128,7 +123,7 @@ async function addClass(setName, label) {
 
 async function addExample(setName, picture, label) {
   const form = new FormData();
-  form.append("image", picture.file, picture.name || "picture");
+  form.append("image", picture.file, picture.name || "image");
   form.append("class", label);
   return requestJson(pathOf("label-sets", setName, "images"), { method: "POST", body: form });
 }
@@ -148,7 +143,7 @@ export async function showLearning(container, { labelSet, counts = null, job = n
     const current = counts ?? (await requestJson(`${pathOf("label-sets", labelSet, "images")}?limit=1`)).counts;
     sentence.textContent = `${countedExamples(current)} ${await whatIsKnown(labelSet, current.labelled, job)}`;
   } catch (error) {
-    sentence.textContent = sentenceOf(error);
+    sentence.textContent = error.message;
   }
 }
 

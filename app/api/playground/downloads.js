@@ -32,7 +32,8 @@ export function csvOf(state) {
 
 /** Return the results as JSON with the members of `deixis classify --format json`. */
 export function jsonOf(state) {
-  const results = state.pictures.filter((picture) => picture.result).map(({ path, result }) => {
+  const results = state.pictures.filter((picture) => picture.result || picture.failure).map(({ path, result, failure }) => {
+    if (failure) return { path, predictions: [], warnings: [], error: { title: "Not classified", detail: failure.message } };
     const { image_id: imageId, path: ignored, ...members } = result;
     const rejected = state.threshold > 0 && !result.error ? { rejected: isRejected(state, result) } : {};
     return { path, ...withoutNulls({ ...members, labels: labelsOf(state, result), ...rejected, label_path: pathOf(state, result) }) };

@@ -26,6 +26,12 @@ export function scoreText(score) {
 
 export const countText = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
+/** Return a number of seconds in words, such as `40 s`, `5 min` or `3 h`. */
+export function durationText(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 90 * 60 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
 export const formatTime = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 
 /** Return the labels in a text, as app/names/labels.py splits them, without empty ones. */

@@ -4,11 +4,10 @@ import { requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { confirmDialog } from "./dialog.js";
+import { batchesOf } from "./batches.js";
+import { catalogue } from "./catalogue.js";
 
 const PAGE = 24;
-// Per request; small, to show progress and to stay within the server's time limit on slow connections.
-const MAX_FILES = 16;
-const MAX_BYTES = 16 * 2 ** 20;
 
 const NO_COUNTS = { labelled: {}, labelled_images: 0, unlabelled: 0, without_features: 0 };
 
@@ -107,7 +106,9 @@ async function add(files, classname, { status, error }) {
   const totals = { added: 0, relabelled: 0, duplicates: 0, skipped: [], done: 0 };
   const name = labelSet;
   try {
-    for (const batch of batches(pictures)) {
+    const { images } = await catalogue();
+    for (const entries of batchesOf(pictures.map((file) => ({ file })), images)) {
+      const batch = entries.map(({ file }) => file);
       status.textContent = `Adding ${totals.done + batch.length} of ${pictures.length}…`;
       await send(name, batch, classname, totals);
       totals.done += batch.length;
@@ -117,20 +118,6 @@ async function add(files, classname, { status, error }) {
     status.textContent = totals.done ? `${totals.done} of ${pictures.length} images were sent before the error.` : "";
     showRequestError(requestError, error);
   }
-}
-
-/** Yield the files in batches that fit into one request. */
-function* batches(files) {
-  let batch = [], bytes = 0;
-  for (const file of files) {
-    if (batch.length && (batch.length === MAX_FILES || bytes + file.size > MAX_BYTES)) {
-      yield batch;
-      [batch, bytes] = [[], 0];
-    }
-    batch.push(file);
-    bytes += file.size;
-  }
-  if (batch.length) yield batch;
 }
 
 async function send(name, files, classname, totals) {

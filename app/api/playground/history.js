@@ -132,12 +132,10 @@ export function showHistory(container, { onOpen }) {
   const note = create("p", { className: "hint" });
   const rows = create("ul", { className: "runs", "aria-label": "Earlier results" });
   const forget = create("button", { type: "button", className: "quiet", textContent: "delete all" });
-  const urls = [];
   container.replaceChildren(note, rows, forget);
 
   async function refresh() {
     const runs = await list();
-    for (const url of urls.splice(0)) URL.revokeObjectURL(url);
     rows.replaceChildren(...runs.map(row));
     forget.hidden = !runs.length;
     const where = (await isLasting()) ? "Stored in this browser only." : "The browser allows no storage here, so a reload loses them.";
@@ -147,7 +145,7 @@ export function showHistory(container, { onOpen }) {
 
   function row(run, index) {
     const title = labelText(run);
-    const open = create("button", { type: "button", className: "run", onclick: () => chosen(run.id) }, thumbnail(run), create("span", {}, create("strong", { textContent: title }), create("span", { className: "hint", textContent: `${countText(run.count, "picture")} · ${formatTime(run.savedAt)}` })));
+    const open = create("button", { type: "button", className: "run", onclick: () => chosen(run.id) }, thumbnail(run), create("span", {}, create("strong", { textContent: title }), create("span", { className: "hint", textContent: `${countText(run.count, "image")} · ${formatTime(run.savedAt)}` })));
     const discard = create("button", { type: "button", className: "secondary icon", textContent: "×", "aria-label": `Delete the result of ${formatTime(run.savedAt)}` });
     discard.onclick = async () => {
       await remove(run.id);
@@ -155,12 +153,6 @@ export function showHistory(container, { onOpen }) {
       (rows.querySelectorAll(".icon")[Math.min(index, rows.children.length - 1)] ?? container).focus();
     };
     return create("li", {}, open, discard);
-  }
-
-  function thumbnail({ small }) {
-    if (!small) return create("span", { className: "tile", textContent: "–" });
-    urls.push(URL.createObjectURL(small));
-    return create("img", { src: urls.at(-1), alt: "" });
   }
 
   async function chosen(id) {
@@ -179,6 +171,13 @@ export function showHistory(container, { onOpen }) {
   return refresh;
 }
 
+/** Return the small copy of a picture as an image; its URL is needed only until it is loaded. */
+function thumbnail({ small }) {
+  if (!small) return create("span", { className: "tile", textContent: "–" });
+  const url = URL.createObjectURL(small), forget = () => URL.revokeObjectURL(url);
+  return create("img", { src: url, alt: "", onload: forget, onerror: forget });
+}
+
 const MAX_LABELS = 4;
 
 function labelText({ labels, options }) {
@@ -189,25 +188,15 @@ function labelText({ labels, options }) {
 
 /** Show a loaded run in an element; `back()` returns to the list, and `use()` takes its labels. */
 export function showRun(container, run, { back, use }) {
-  const urls = [];
-  const leave = (next) => () => {
-    for (const url of urls) URL.revokeObjectURL(url);
-    next();
-  };
-  const picture = ({ small }) => {
-    if (!small) return create("span", { className: "tile", textContent: "–" });
-    urls.push(URL.createObjectURL(small));
-    return create("img", { src: urls.at(-1), alt: "" });
-  };
   const item = (entry, index) => {
     const result = run.answer.results[index] ?? {};
     const [best] = result.predictions ?? [];
     const verdict = result.error ? result.error.detail : best ? `${answerText(result)} ${result.rejected || result.labels ? "" : scoreText(best.score)}` : "no label";
-    return create("li", {}, picture(entry), create("span", {}, create("strong", { textContent: verdict }), create("span", { className: "hint", textContent: entry.path || entry.name })));
+    return create("li", {}, thumbnail(entry), create("span", {}, create("strong", { textContent: verdict }), create("span", { className: "hint", textContent: entry.path || entry.name })));
   };
-  const first = create("button", { type: "button", className: "secondary", textContent: "All earlier results", onclick: leave(back) });
+  const first = create("button", { type: "button", className: "secondary", textContent: "All earlier results", onclick: back });
   container.replaceChildren(
-    create("p", { className: "actions" }, first, ...(run.labels.length || run.options.label_set ? [create("button", { type: "button", textContent: run.labels.length ? "Use these labels" : "Use this label set", onclick: leave(use) })] : [])),
+    create("p", { className: "actions" }, first, ...(run.labels.length || run.options.label_set ? [create("button", { type: "button", textContent: run.labels.length ? "Use these labels" : "Use this label set", onclick: use })] : [])),
     create("p", { className: "hint", textContent: `${labelText(run)} · ${formatTime(run.savedAt)}` }),
     create("ul", { className: "run-pictures" }, ...run.pictures.map(item)),
   );

@@ -20,11 +20,11 @@ export function openLightbox(picture, { pictures = [picture], index = pictures.i
   const image = create("img", { alt: "", draggable: false });
   const frame = create("div", { className: "region", hidden: true, tabIndex: 0, role: "group", "aria-label": "Region" });
   const failed = create("p", { className: "note", textContent: "The browser cannot show this file.", hidden: true });
-  const stage = create("div", { className: "stage", tabIndex: 0, role: "group", "aria-label": "Picture" }, image, frame, failed);
+  const stage = create("div", { className: "stage", tabIndex: 0, role: "group", "aria-label": "Image" }, image, frame, failed);
   const status = create("p", { className: "hint", role: "status" });
   const level = create("output", { className: "level", "aria-label": "Zoom" });
   const buttons = {
-    previous: tool("‹", "Previous picture (left arrow)", () => go(-1)), next: tool("›", "Next picture (right arrow)", () => go(1)),
+    previous: tool("‹", "Previous image (left arrow)", () => go(-1)), next: tool("›", "Next image (right arrow)", () => go(1)),
     out: tool("−", "Zoom out (-)", () => zoomBy(1 / STEP)), in: tool("+", "Zoom in (+)", () => zoomBy(STEP)), fit: tool("Fit", "Fit the window (0)", fit),
     region: create("button", { type: "button", className: "secondary", textContent: "Select a region", title: "Select a region (r)", "aria-pressed": "false", onclick: () => select(!region) }),
     crop: create("button", { type: "button", textContent: "Classify this region", hidden: true, onclick: crop }),
@@ -92,7 +92,7 @@ export function openLightbox(picture, { pictures = [picture], index = pictures.i
     image.alt = name;
     failed.hidden = Boolean(file || url);
     select(false);
-    status.textContent = pictures.length > 1 ? `Picture ${at + 1} of ${pictures.length}` : "";
+    status.textContent = pictures.length > 1 ? `Image ${at + 1} of ${pictures.length}` : "";
     if (fileUrl || url) image.src = fileUrl || url;
     else image.removeAttribute("src");
   }

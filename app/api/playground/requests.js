@@ -1,5 +1,5 @@
 // Requests to the server. The API key is stored only in its input field; errors become sentences.
-import { byId } from "./elements.js";
+import { byId, durationText } from "./elements.js";
 
 /** A request that failed, or that the server rejected. */
 export class RequestError extends Error {
@@ -74,14 +74,25 @@ async function requestErrorOf(response) {
     byId("key-field").hidden = false; // not shown before, because most servers need no key
     const sentence = hasKey()
       ? "The server does not accept this API key. Check the field “API key” at the top."
-      : "The server requires an API key. Enter it in the field “API key” at the top; it is stored only in this tab.";
+      : "The server requires an API key. Enter it in the field “API key” at the top; the page forgets it when it is closed or reloaded.";
     return new RequestError(sentence, { status });
   }
   const body = await response.json().catch(() => null);
-  const wait = response.headers.get("retry-after");
+  const scopes = body?.type?.endsWith(":forbidden") && /needs a key of scope (\w+);.* has scope (\w+)/.exec(body.detail);
+  if (scopes) {
+    const sentence = `This needs an API key of scope “${scopes[1]}”; yours has scope “${scopes[2]}”. Enter another one in the field “API key” at the top, or ask the operator for one.`;
+    return new RequestError(sentence, { status, kind: "forbidden" });
+  }
+  const retryAfterS = secondsOf(response.headers.get("retry-after"));
   const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
-  return new RequestError(`${message}${wait ? ` Try again in ${wait} s.` : ""}`, {
+  return new RequestError(`${message}${retryAfterS ? ` Try again in ${durationText(retryAfterS)}.` : ""}`, {
     status, errors: body?.errors || [], title: body?.title || "", detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
-    retryAfterS: Number(wait) || null,
+    retryAfterS,
   });
+}
+
+/** Return the seconds of a Retry-After header, which has a number or a date; null without a time to come. */
+function secondsOf(header) {
+  const seconds = /^\d+$/.test(header ?? "") ? Number(header) : (Date.parse(header ?? "") - Date.now()) / 1000;
+  return seconds > 0 ? Math.ceil(seconds) : null;
 }

@@ -38,13 +38,17 @@ function card(picture, context) {
       ${warnings(picture, context)}
       <p class="file-name" title=${picture.path}>${picture.name}</p>
       ${verdict.kind === "failed" ? html`<button type="button" class="secondary small" @click=${context.actions.retry}>Try again</button>` : nothing}
-      ${picture.result && !picture.result.error ? html`${explanation(picture, context)}${wrong(picture, context)}` : nothing}
+      ${picture.result && !picture.result.error ? explanation(picture, context) : nothing}
+      ${wrong(picture, context)}
     </div>
   </li>`;
 }
 
 /** Return the button that corrects a label; a picture without a file cannot become an example. */
-const wrong = (picture, { state, actions }) => (picture.file && state.source !== "none" ? html`<button type="button" class="link wrong" aria-label=${`Correct the label of ${picture.name}`} @click=${() => actions.correct(picture)}>Wrong? It is …</button>` : nothing);
+function wrong(picture, { state, actions }, text = "Wrong? It is …") {
+  if (!picture.file || state.source === "none" || !picture.result || picture.result.error || picture.failure) return nothing;
+  return html`<button type="button" class="link wrong" aria-label=${`Correct the label of ${picture.name}`} title="Wrong? It is …" @click=${() => actions.correct(picture)}>${text}</button>`;
+}
 
 function tile(picture, context) {
   const verdict = verdictOf(context.state, picture);
@@ -52,13 +56,14 @@ function tile(picture, context) {
     ${shot(picture, context)}
     <p class="caption" title=${`${picture.path}${verdict.note ? `: ${verdict.note}` : ""}`}><strong>${verdict.title}</strong>${score(picture, verdict)}</p>
     ${staleTag(picture, context)}
+    ${wrong(picture, context, "Wrong?")}
   </li>`;
 }
 
 function table(shown, context) {
   return html`<div class="scroll" role="region" aria-label="Results as a table" tabindex="0">
     <table class="results-table">
-      <thead><tr><th scope="col">Image</th><th scope="col">File</th><th scope="col">Verdict</th><th scope="col" class="number">Score</th><th scope="col">Runner-up</th><th scope="col" class="number">Similarity</th><th scope="col"><span class="visually-hidden">Remove</span></th></tr></thead>
+      <thead><tr><th scope="col">Image</th><th scope="col">File</th><th scope="col">Verdict</th><th scope="col" class="number">Score</th><th scope="col">Runner-up</th><th scope="col" class="number">Similarity</th><th scope="col"><span class="visually-hidden">Correct or remove</span></th></tr></thead>
       <tbody>${repeat(shown, (picture) => picture.id, (picture) => tableRow(picture, context))}</tbody>
     </table>
   </div>`;
@@ -75,7 +80,7 @@ function tableRow(picture, context) {
     <td class="number">${best && !isAlone(picture) ? scoreText(best.score) : ""}</td>
     <td>${second ? html`${second.label} <span class="quiet-figure">${scoreText(second.score)}</span>` : nothing}</td>
     <td class="number">${best ? best.similarity.toFixed(2) : ""}</td>
-    <td>${removeButton(picture, context)}</td>
+    <td class="row-tools">${wrong(picture, context, "Wrong?")}${removeButton(picture, context)}</td>
   </tr>`;
 }
 

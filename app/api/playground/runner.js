@@ -1,17 +1,16 @@
 // Classifies any number of pictures: in parts that the server accepts, some at the same time, with progress.
+import { batchesOf, firstBatch } from "./batches.js";
 import { formValue } from "./code.js";
 import { jsonOptions, requestJson, RequestError } from "./requests.js";
-import { isTogether, needsRequest, questionOf, requestFields } from "./classify_state.js";
+import { isTogether, needsRequest, questionOf, requestFields, waitText } from "./classify_state.js";
 
 const AT_ONCE = 2;
-// Few, so that results appear soon and progress is smooth; the server batches the images of all requests.
-const MAX_FILES = 16;
-const MAX_BYTES = 32 * 1024 * 1024;
 // Of images whose features the server keeps: a request takes milliseconds.
 const MAX_KEPT = 64;
 const ATTEMPTS = 5;
 const RETRY_S = 2;
-const MAX_RETRY_S = 60;
+// Shorter waits are not worth a sentence.
+const SILENT_S = 3;
 // Labels are often added one after the other.
 const DEBOUNCE_MS = 250;
 
@@ -46,7 +45,7 @@ export function createRunner(state, { changed, fail }) {
       if (state.run.question !== question) Object.assign(state.run, { question, total: remaining, since: performance.now(), elapsedMs: 0 });
       state.run.total = Math.max(state.run.total, remaining);
     }
-    while (requests.size < AT_ONCE && pending.length) {
+    while (requests.size < AT_ONCE && pending.length && !state.run.wait) {
       let batch;
       try {
         batch = nextBatch(pending);
@@ -63,24 +62,17 @@ export function createRunner(state, { changed, fail }) {
 
   /** Return the pictures of the next request; they are the first of `pending`. */
   function nextBatch(pending) {
-    const maxImages = state.limits.max_per_request ?? MAX_KEPT;
     if (isTogether(state)) {
+      const maxImages = state.limits.max_per_request ?? MAX_KEPT;
       if (pending.length > maxImages) {
         throw new RequestError(`A small set of labels for all images works with at most ${maxImages} images; there are ${pending.length}. Remove images, or switch it off in the options.`);
       }
       return [...pending];
     }
     const isKept = isReference(pending[0]);
-    const most = Math.min(isKept ? MAX_KEPT : MAX_FILES, maxImages);
-    const batch = [];
-    let bytes = 0;
-    for (const picture of pending) {
-      if (batch.length && (batch.length === most || isReference(picture) !== isKept)) break;
-      bytes += isKept ? 0 : picture.file.size;
-      if (batch.length && bytes > MAX_BYTES) break;
-      batch.push(picture);
-    }
-    return batch;
+    const end = pending.findIndex((picture) => isReference(picture) !== isKept);
+    const alike = end < 0 ? pending : pending.slice(0, end);
+    return isKept ? alike.slice(0, Math.min(MAX_KEPT, state.limits.max_per_request ?? MAX_KEPT)) : firstBatch(alike, state.limits);
   }
 
   async function start(batch, question) {
@@ -102,7 +94,7 @@ export function createRunner(state, { changed, fail }) {
       } catch (error) {
         if (signal.aborted) return;
         if (isBusy(error) && attempt < ATTEMPTS) {
-          await pause(Math.min(error.retryAfterS ?? RETRY_S, MAX_RETRY_S) * 1000, signal);
+          await pause(error, signal);
           if (signal.aborted) return;
           continue;
         }
@@ -112,10 +104,26 @@ export function createRunner(state, { changed, fail }) {
           await send(batch.slice(half), question, fields, signal);
           return;
         }
-        refuse(batch, error, question);
+        refuse(batch, error, question, fields);
         return;
       }
     }
+  }
+
+  /** Wait as long as the server asks; the page says so, and whoever does not want to wait stops the run. */
+  async function pause(error, signal) {
+    const seconds = error.retryAfterS ?? RETRY_S, until = Date.now() + 1000 * seconds;
+    const wait = { until, isLimit: error.status === 429, reason: error.detail };
+    if (seconds > SILENT_S && !(state.run?.wait?.until >= until)) {
+      state.run.wait = wait;
+      state.announcement = waitText(wait, Date.now());
+    }
+    // By the clock, because timers stop while a computer sleeps, and once a second for the countdown.
+    while (!signal.aborted && Date.now() < until) {
+      changed();
+      await moment(Math.min(1000, until - Date.now()), signal);
+    }
+    if (state.run?.wait === wait) state.run.wait = null;
   }
 
   function accept(batch, response, question) {
@@ -139,19 +147,24 @@ export function createRunner(state, { changed, fail }) {
     picture.explanation = null; // of an earlier result
   }
 
-  function refuse(batch, error, question) {
-    const perImage = new Map(error.errors.map(({ field, problem }) => [Number(/^images?\.(\d+)/.exec(field)?.[1] ?? -1), problem]));
-    if (IMAGE_PROBLEMS.includes(error.kind)) {
-      for (const picture of batch) take(picture, { predictions: [], warnings: [], error: { type: error.kind, title: error.title, detail: error.detail } }, question);
-    } else if (error.status === 422 && error.errors.length && !perImage.has(-1)) {
+  function refuse(batch, error, question, fields) {
+    if (leaveOut(labelProblems(error, fields))) return; // the rest is asked again without these labels
+    const results = resultsOf(error, batch.length);
+    if (results) {
       batch.forEach((picture, index) => {
-        if (perImage.has(index)) take(picture, { predictions: [], warnings: [], error: { type: error.kind, title: "Not readable", detail: perImage.get(index) } }, question);
+        if (results[index]) take(picture, results[index], question);
       });
     } else if (error.status >= 400 && error.status < 500 && error.kind !== "body-too-large" && !isBusy(error)) {
       halt(error); // the question is wrong, not an image
     } else {
       for (const picture of batch) picture.failure = error;
     }
+  }
+
+  /** Leave labels, [[label, problem], ...], out of further requests; return whether there are any. */
+  function leaveOut(labels) {
+    for (const [label, problem] of labels) state.refused.set(label, problem);
+    return labels.length > 0;
   }
 
   async function requestOf(batch, fields, signal) {
@@ -185,21 +198,36 @@ export function createRunner(state, { changed, fail }) {
     state.announcement = `${done} ${done === 1 ? "image" : "images"} classified${failed ? `, ${failed} not` : ""}.`;
   }
 
-  /** Return the results of a request of its own about some pictures, {results}. */
+  /** Return the results of requests apart from the run, one for each picture; `fields` are those of each request. */
   async function ask(pictures, fields) {
+    const isOne = fields.some(([name]) => name === "group"); // its labels are those of all images
+    const results = [];
+    for (const batch of isOne ? [pictures] : batchesOf(pictures, state.limits)) results.push(...(await askOnce(batch, fields, !isOne)));
+    return results;
+  }
+
+  async function askOnce(batch, fields, isDivisible) {
     try {
-      return await requestJson("v1/classify", await requestOf(pictures, fields, undefined));
+      return (await requestJson("v1/classify", await requestOf(batch, fields, undefined))).results;
     } catch (error) {
-      if (error.kind !== "unknown-image" || pictures.every((picture) => !picture.imageId)) throw error;
-      for (const picture of pictures) picture.imageId = null;
-      return ask(pictures, fields);
+      if (error.kind === "unknown-image" && batch.some((picture) => picture.imageId)) {
+        for (const picture of batch) picture.imageId = null;
+        return askOnce(batch, fields, isDivisible);
+      }
+      if (isTooMuch(error) && batch.length > 1 && isDivisible) {
+        const half = Math.ceil(batch.length / 2);
+        return [...(await askOnce(batch.slice(0, half), fields, true)), ...(await askOnce(batch.slice(half), fields, true))];
+      }
+      const results = resultsOf(error, batch.length);
+      if (!results || results.includes(undefined)) throw error;
+      return results;
     }
   }
 
   return {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
     start() {
-      for (const picture of state.pictures) picture.isWanted = true;
+      for (const picture of state.pictures) Object.assign(picture, { isWanted: true, failure: null });
       state.isLive = true;
       state.problem = null;
       if (state.run) state.run.isStopped = false;
@@ -208,7 +236,7 @@ export function createRunner(state, { changed, fail }) {
     /** Stop; the results so far stay. */
     stop() {
       if (!state.run) return;
-      Object.assign(state.run, { isStopped: true, elapsedMs: state.run.elapsedMs + performance.now() - state.run.since });
+      Object.assign(state.run, { wait: null, isStopped: true, elapsedMs: state.run.elapsedMs + performance.now() - state.run.since });
       abort();
       state.announcement = "Stopped.";
       changed();
@@ -258,12 +286,30 @@ function base64Of(file) {
 
 const kindOf = (problem) => problem.type.split(/[:/]/).at(-1);
 
+/** Return the labels that are the only reason why a request was refused, [[label, problem], ...]. */
+function labelProblems({ status, errors }, fields) {
+  const labels = Object.fromEntries(fields).labels ?? [];
+  const found = errors.map(({ field, problem }) => [labels[/^labels\.(\d+)$/.exec(field)?.[1]], problem]);
+  return status === 422 && found.every(([label]) => label !== undefined) ? found : [];
+}
+
+/** Return a result for each image that is the reason why a request was refused, null if there is another reason. */
+function resultsOf({ status, kind, title, detail, errors }, count) {
+  const result = (problem) => ({ predictions: [], warnings: [], error: { type: kind, ...problem } });
+  if (IMAGE_PROBLEMS.includes(kind)) return Array(count).fill(result({ title, detail }));
+  const indices = errors.map(({ field }) => /^images?\.(\d+)/.exec(field)?.[1]);
+  if (status !== 422 || !errors.length || indices.includes(undefined)) return null;
+  const results = Array(count).fill(undefined);
+  errors.forEach(({ problem }, at) => { results[indices[at]] = result({ title: "Not readable", detail: problem }); });
+  return results;
+}
+
 /** Return whether a request with fewer images may be accepted. */
 const isTooMuch = (error) => error.kind === "body-too-large" || error.kind === "too-large";
 
 const isBusy = (error) => error.status === 429 || (error.status === 503 && error.kind !== "not-configured");
 
-function pause(milliseconds, signal) {
+function moment(milliseconds, signal) {
   return new Promise((done) => {
     const timer = setTimeout(done, milliseconds);
     signal.addEventListener("abort", () => {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from app.captions.query import CaptionQuery
 from app.classification.request import ClassifyRequest
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
+from app.cli.common import note
 from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
 from app.settings import Settings, load_client_settings, load_settings
@@ -24,6 +25,30 @@ _TIMEOUT_S = 120
 _MAX_IMAGE_BYTES: int = Settings.model_fields["max_image_bytes"].default
 # A busy server is waited for. A server that does not respond is an error at once, since its address may be wrong.
 _RETRIES = 7
+# Most requests are answered in less; after this, a person wants to know what the command does.
+_SILENT_S = 5.0
+
+
+class _Client(AsyncClient):
+    """A client that says on standard error if it has to wait for the server, once."""
+
+    _is_announced = False
+
+    async def _send(self, call: Any) -> Any:
+        timer = asyncio.get_running_loop().call_later(_SILENT_S, self._announce, call)
+        try:
+            return await super()._send(call)
+        finally:
+            timer.cancel()
+
+    def _announce(self, call: Any) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            request = f"{call.method} {call.path}"
+            note(
+                f"Waiting for {self._http.base_url} to answer {request}; without an answer, this ends after"
+                f" {_TIMEOUT_S} s."
+            )
 
 
 class HttpBackend:
@@ -273,7 +298,7 @@ async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
     settings = load_client_settings()
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
-        client = AsyncClient(
+        client = _Client(
             url,
             api_key=key,
             namespace=settings.namespace or "",
