@@ -160,7 +160,8 @@ def _labels(
         exact_at = label_set.classes[index].threshold, automatic[index], fitted.by_label[column]
         return Curve.of(scores[:, column], is_label[:, column], [each for each in exact_at if each is not None])
 
-    no_images = None if len(scores) else "there are no labelled example images"
+    of_model = " with features of this model" if label_set.examples_revision else ""
+    no_images = None if len(scores) else f"there are no labelled example images{of_model}"
     return tuple(
         LabelThreshold(
             label=label_set.classes[index].name,

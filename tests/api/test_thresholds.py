@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from app.encoders.fake import FakeEncoder
 from tests.api.problems import fields_of
 from tests.api.test_classify import answer, as_json
 from tests.api.test_examples import AT, add, added, finished, shade
@@ -175,6 +176,15 @@ def test_without_examples_the_thresholds_in_use_are_told(client):
         assert label["average_precision"] is label["suggested"] is None
         assert label["reason"] == "there are no labelled example images"
         assert label["curve"] == {"thresholds": [], "predicted": [], "correct": []}
+
+
+def test_a_model_that_came_later_lacks_features_and_says_so(taught, make_client):
+    later = make_client(encoders=[FakeEncoder("fake"), FakeEncoder("late")])
+    assert measured(later)["images"] == 14
+    reply = measured(later, "?model=late")
+    assert (reply["images"], reply["calibrated"]) == (0, False)
+    reason = "there are no labelled example images with features of this model"
+    assert {each["reason"] for each in reply["labels"]} == {reason}
 
 
 def test_images_without_a_class_are_not_counted(client):
