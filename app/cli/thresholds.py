@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _AUTOMATIC = "auto"
 _MAX_CHARTS = 8
+# Of a picture, which takes a tenth of a second for each.
+_MAX_DRAWN = 100
 _MAX_COLUMNS = 41
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _DIGITS = "0123456789"
@@ -229,6 +231,9 @@ def _figure(labels: "Sequence[LabelThreshold]") -> "Figure":
     shown = [each for each in labels if each.images]
     if not shown:
         raise InvalidFieldError.of("--picture", "no label has labelled example images, so there is no curve")
+    if len(shown) > _MAX_DRAWN:
+        warn("not drawn:", f"{len(shown) - _MAX_DRAWN} of {len(shown)} labels; choose labels with --label")
+        shown = shown[:_MAX_DRAWN]
     columns = min(4, len(shown))
     rows = ceil(len(shown) / columns)
     figure, grid = plt.subplots(
