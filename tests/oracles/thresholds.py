@@ -17,7 +17,8 @@ def best_f1(scores, truth, every, every_truth):             # the highest value;
     if not any(truth): return None
     def micro_f1(t): picked, right = counts(every, every_truth, t); return right / (sum(every_truth) + picked)
     shared = max(halves(every), key=micro_f1)               # the lowest of equal ones
-    return max(f1_with_shared(scores, truth, every, every_truth, t) for t in [*halves(scores), shared])
+    tried = [*halves(scores), shared] if len(set(scores)) == 1 else halves(scores)
+    return max(f1_with_shared(scores, truth, every, every_truth, t) for t in tried)
 def at_precision(scores, truth, precision):                 # the counts of the lowest threshold, one more error counted
     for t in sorted(set(scores)):
         picked, right = counts(scores, truth, t)
