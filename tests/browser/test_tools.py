@@ -80,6 +80,13 @@ def test_the_everyday_words_are_built_by_a_button_and_can_then_be_searched(open_
     expect(page.locator("#no-databases")).to_be_visible()
     row = page.locator("#build-sources li").first
     expect(row).to_contain_text("Not built yet.")
+    # A limit that is reached for a second does not end the wait for the job.
+    limited = {"type": "urn:deixis:problem:rate-limited", "title": "Rate limited", "detail": "1 per second"}
+    page.route(
+        "**/v1/jobs/*",
+        lambda route: route.fulfill(status=429, json=limited, headers={"Retry-After": "1"}),
+        times=1,
+    )
     row.get_by_role("button", name="Build: everyday").click()
     built = re.compile(r"Built: [\d,]+ names, model embedded\.")
     expect(row.locator(".hint").last).to_contain_text(built, timeout=90_000)
