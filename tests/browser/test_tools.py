@@ -597,7 +597,7 @@ def test_an_answer_is_all_labels_of_an_image_that_may_have_several(open_page, cl
     run(page, "compare", "compare", [pictures / "chelsea.jpg"], COMPARE)
     page.locator("fieldset >> nth=0").get_by_label("Labels").select_option("some")
     page.locator("fieldset >> nth=1").get_by_label("Labels").select_option("nothing")
-    page.click("text=Compare 1 picture")
+    page.click("text=Compare 1 image")
     cells = page.locator(".compare-table tbody td")
     expect(cells.first).to_contain_text(re.compile("cat, kitten|kitten, cat"))
     expect(cells.nth(1)).to_contain_text("none of these")
