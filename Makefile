@@ -16,8 +16,8 @@ serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model
 
 torch: $(VENV)/.torch  ## Install PyTorch and OpenCLIP, for other models than the embedded one; several gigabytes.
 
-test: $(VENV)/.test  ## Run the whole suite, with one process per core and at most four.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: $(VENV)/.test  ## Run the whole suite, with one process more than there are cores and at most four.
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 coverage: $(VENV)/.test  ## Run the whole suite and report uncovered lines; slower than `make test`.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 from app.captions.cased.lexicon import WORDNET, Lexicon
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
+from app.runtime import cpu
 from app.settings import Settings
 from app.store.database import migrate, open_engine
 from tests.event_loop_watchdog import (  # noqa: F401 - hooks
@@ -35,9 +37,19 @@ from tests.event_loop_watchdog import (  # noqa: F401 - hooks
 hypothesis_settings.register_profile("untimed", deadline=None)
 hypothesis_settings.load_profile("untimed")
 
+# Each of many processes would otherwise compile the tests or the service again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Shells start background processes with interrupts ignored, which the commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one process more than there are cores, because tests often wait for processes; at most 4."""
+    return min(4, cpu.usable_cores() + 1)
 
 
 @pytest.fixture
@@ -59,6 +71,14 @@ def _read_wordnet_once():
     installed = functools.cache(functools.partial(load, WORDNET))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lexicon, "load", lambda folder=WORDNET: installed() if folder == WORDNET else load(folder))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_priority():
+    """Tests wait for the threads of background work, which the other test processes would keep waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_NICENESS", 0)
         yield
 
 

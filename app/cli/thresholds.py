@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _AUTOMATIC = "auto"
 _MAX_CHARTS = 8
-_COLUMNS = 41
+# Of a picture, which takes a tenth of a second for each.
+_MAX_DRAWN = 100
+_MAX_COLUMNS = 41
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _DIGITS = "0123456789"
 
@@ -202,20 +204,22 @@ def _share(value: float | None) -> str:
 
 def _text_chart(label: "LabelThreshold") -> str:
     """Return precision and recall against the threshold as two lines of bars, with a mark below the one in use."""
+    columns = max(16, min(_MAX_COLUMNS, out.width - 14))
     levels = _BLOCKS if (out.encoding or "").lower().startswith("utf") else _DIGITS
 
     def bar(value: float | None) -> str:
         return " " if value is None else levels[min(len(levels) - 1, ceil(value * (len(levels) - 1)))]
 
-    steps = [column / (_COLUMNS - 1) for column in range(_COLUMNS)]
+    steps = [column / (columns - 1) for column in range(columns)]
     measured = [_measures(label, threshold) for threshold in steps]
-    place = round(label.threshold * (_COLUMNS - 1))
+    place, number = round(label.threshold * (columns - 1)), f"{label.threshold:.3f}"
+    mark = f"{' ' * place}^ {number}" if place + 8 < columns else f"{number} ^".rjust(place + 1)
     return "\n".join(
         [
             label.label,
             f"  precision |{''.join(bar(values[0]) for values in measured)}|",
             f"  recall    |{''.join(bar(values[1]) for values in measured)}|",
-            f"            0{' ' * place}^ {label.threshold:.3f}".ljust(_COLUMNS + 13) + "1",
+            f"            0{mark}".ljust(columns + 13) + "1",
         ]
     )
 
@@ -227,6 +231,9 @@ def _figure(labels: "Sequence[LabelThreshold]") -> "Figure":
     shown = [each for each in labels if each.images]
     if not shown:
         raise InvalidFieldError.of("--picture", "no label has labelled example images, so there is no curve")
+    if len(shown) > _MAX_DRAWN:
+        warn("not drawn:", f"{len(shown) - _MAX_DRAWN} of {len(shown)} labels; choose labels with --label")
+        shown = shown[:_MAX_DRAWN]
     columns = min(4, len(shown))
     rows = ceil(len(shown) / columns)
     figure, grid = plt.subplots(
@@ -238,7 +245,8 @@ def _figure(labels: "Sequence[LabelThreshold]") -> "Figure":
         axes.plot(steps, [values[0] for values in measured], label="precision")
         axes.plot(steps, [values[1] for values in measured], linestyle="--", label="recall")
         axes.axvline(each.threshold, color="black", linewidth=1)
-        axes.set(title=f"{each.label} ({each.images})", xlim=(0, 1), ylim=(-0.02, 1.02))
+        axes.set_title(f"{each.label} ({each.images})", parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     grid.flat[0].legend(fontsize="small")

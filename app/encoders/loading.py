@@ -173,10 +173,13 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
         )
         sentence = needs_extra(f"model '{spec}'", "torch")
         raise ModelUnavailableError(f"{sentence}; {light}")
+    # Two checks before PyTorch is imported, which takes seconds.
+    source, location, _ = model_source(spec)
+    if source == "local-dir" and not Path(location).is_dir():
+        raise ModelUnavailableError(f"model '{spec}': the folder {location} does not exist")
     if (spec.startswith("hf-hub:") and spec.count("/") == 1) or spec in HUB_IDS.values():
         from app.encoders.hub import HubFiles  # noqa: PLC0415 - the hub library, which only downloads need
 
-        # Before PyTorch is imported, which takes seconds.
         HubFiles(spec, options.weights_dir, options.data_dir).check_reachable()
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch
@@ -184,7 +187,7 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
         problem = f"PyTorch or OpenCLIP cannot be loaded: {error or type(error).__name__}"
         raise ModelUnavailableError(f"{problem}; give the process more memory, or install both again") from error
 
-    if model_source(spec)[0] == "embedded":
+    if source == "embedded":
         from app.encoders.embedded_torch import load_embedded_with_torch  # noqa: PLC0415
 
         return load_embedded_with_torch(options)

@@ -87,8 +87,6 @@ def find_files(spec: str, options: LoadOptions) -> ModelFiles:
 
 
 def _in_folder(spec: str, folder: Path, hub: HubFiles) -> ModelFiles:
-    if not folder.is_dir():
-        raise ModelUnavailableError(f"model '{spec}': the folder {folder} does not exist")
     if not (folder / _CONFIG).is_file() and (folder / "config.json").is_file():
         raise _transformers_layout(spec, f"the folder {folder}")
     config = _read_config(spec, folder / _CONFIG, local_folder_must_contain(folder))

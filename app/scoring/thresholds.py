@@ -6,7 +6,7 @@ the threshold.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, inf
+from math import ceil, inf, nextafter
 from typing import Any
 
 import numpy as np
@@ -61,11 +61,12 @@ def fit_thresholds(
 ) -> Thresholds:
     """Return the threshold of each label with the highest F1, or with a wanted precision or recall.
 
-    - F1: the threshold, in the middle between two scores of images, with the highest F1 on these images. On few images
-      it would follow chance (Lipton et al., "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014).
-      So ``shared_images`` images are added to those of the label, which have the scores of the images of all labels. A
-      label without an image has no threshold of its own and takes the shared one, which has the highest micro F1. On
-      new images the F1 is lower than on these; there is no guarantee.
+    - F1: the threshold with the highest F1 on these images. On few images it would follow chance (Lipton et al.,
+      "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014). So ``shared_images`` images are added
+      to those of the label, which have the scores of the images of all labels. A label without an image has no
+      threshold of its own and takes the shared one, which has the highest micro F1; so does a label for which that is
+      better, such as a rare one that its scores do not find. On new images the F1 is lower than on these; there is no
+      guarantee.
     - ``precision``: the lowest threshold at or above which the share of images with the label is at least that, if one
       more image without it is counted. So 0.9 needs 9 images with the label above every image without it. It is not a
       guarantee, because the lowest of many thresholds is chosen on the same images: in simulations with 100 images,
@@ -74,6 +75,8 @@ def fit_thresholds(
     - ``recall``: the largest threshold that new images of the label reach with at least that probability, on average
       over draws of the images: ``rejection_threshold``, which is exact for any number of images and any distribution.
       So 0.9 needs 9 images with the label.
+
+    Each lies in the middle between two scores of images, or between the lowest one and 0, if that is positive.
 
     Args:
         scores: higher for labels that are more likely.
@@ -93,19 +96,19 @@ def fit_thresholds(
             raise ValueError(f"a target of {target}; it must be above 0 and below 1")
     if precision is not None and recall is not None:
         raise ValueError("give either a precision or a recall")
-    every = _Counts.of(wide.reshape(-1), is_label.reshape(-1))
-    prior = every.scaled(shared_images / max(1, every.positives))
+    every = wide.reshape(-1), is_label.reshape(-1)
 
-    def fit(column: np.ndarray, truth: np.ndarray, prior: "_Counts | None") -> tuple[float | None, str | None]:
+    def fit(column: np.ndarray, truth: np.ndarray, shared: "_Shared | None" = None) -> tuple[float | None, str | None]:
         if precision is not None:
             return _at_precision(column, truth, precision)
         if recall is not None:
-            return _at_recall(column[truth], recall)
-        return _at_best_f1(column, truth, prior)
+            return _at_recall(column, truth, recall)
+        return _at_best_f1(column, truth, shared)
 
-    fitted = [fit(column, truth, prior) for column, truth in zip(wide.T, is_label.T, strict=True)]
-    shared, _ = fit(wide.reshape(-1), is_label.reshape(-1), None)
-    return Thresholds(tuple(value for value, _ in fitted), tuple(reason for _, reason in fitted), shared)
+    threshold, _ = fit(*every)
+    shared = None if threshold is None else _Shared(threshold, _Counts.of(*every).weighing(shared_images))
+    fitted = [fit(column, truth, shared) for column, truth in zip(wide.T, is_label.T, strict=True)]
+    return Thresholds(tuple(value for value, _ in fitted), tuple(reason for _, reason in fitted), threshold)
 
 
 def held_out_thresholds(
@@ -257,7 +260,9 @@ class _Counts:
         levels, hits, selected = counts_above(scores, is_label) if len(scores) else (np.zeros(0),) * 3
         return cls(levels[::-1], np.append(hits[::-1], 0), np.append(selected[::-1], 0), float(is_label.sum()))
 
-    def scaled(self, factor: float) -> "_Counts":
+    def weighing(self, images: float) -> "_Counts":
+        """Return the counts as if so many images had the label."""
+        factor = images / self.positives
         return _Counts(self.levels, factor * self.hits, factor * self.selected, factor * self.positives)
 
     def at(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -266,18 +271,25 @@ class _Counts:
         return self.hits[places], self.selected[places]
 
 
-def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, prior: _Counts | None) -> tuple[float | None, str | None]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """The threshold of all labels, and their images as those of one label."""
+
+    threshold: float
+    images: _Counts
+
+
+def _at_best_f1(scores: np.ndarray, is_label: np.ndarray, shared: _Shared | None) -> tuple[float | None, str | None]:
     if not is_label.any():
         return None, f"none of the {len(scores)} images has the label; it takes the threshold that all labels share"
     counts = _Counts.of(scores, is_label)
-    # Halfway between neighbouring scores; the lowest score itself selects all images.
-    middles = counts.levels[:-1] / 2 + counts.levels[1:] / 2
-    are_between = (middles > counts.levels[:-1]) & np.isfinite(middles)
-    thresholds = np.append(counts.levels[:1], np.where(are_between, middles, counts.levels[1:]))
-    hits, selected, positives = counts.hits[:-1], counts.selected[:-1], counts.positives
-    if prior is not None:
-        more_hits, more_selected = prior.at(thresholds)
-        hits, selected, positives = hits + more_hits, selected + more_selected, positives + prior.positives
+    thresholds, positives = _halfway_down(counts.levels), counts.positives
+    if shared is not None:  # which may lie above all scores of a label that they do not find
+        thresholds = np.append(thresholds, shared.threshold)
+    hits, selected = counts.at(thresholds)
+    if shared is not None:
+        more_hits, more_selected = shared.images.at(thresholds)
+        hits, selected, positives = hits + more_hits, selected + more_selected, positives + shared.images.positives
     return float(thresholds[int(np.argmax(hits / (positives + selected)))]), None
 
 
@@ -292,12 +304,27 @@ def _at_precision(scores: np.ndarray, is_label: np.ndarray, precision: float) ->
             f"no threshold has a precision of {precision:g} with one more error counted; this needs at least {needed}"
             f" images with the label whose score no image without it reaches, and {int(is_label.sum())} have the label"
         )
-    return float(levels[enough[-1]]), None
+    return float(_halfway_down(levels[::-1])[::-1][enough[-1]]), None
 
 
-def _at_recall(positives: np.ndarray, recall: float) -> tuple[float | None, str | None]:
-    threshold = rejection_threshold(positives, 1 - recall) if len(positives) else -inf
+def _at_recall(scores: np.ndarray, is_label: np.ndarray, recall: float) -> tuple[float | None, str | None]:
+    positives = scores[is_label]
+    rate = min(1 - recall, nextafter(1, 0))  # the difference rounds to 1 for a tiny recall
+    threshold = rejection_threshold(positives, rate) if len(positives) else -inf
     if threshold == -inf:
         needed = ceil(1 / (1 - recall) - 1e-9) - 1
         return None, f"{len(positives)} images have the label; a recall of {recall:g} needs at least {needed}"
-    return threshold, None
+    levels = np.unique(scores)
+    return float(_halfway_down(levels)[np.searchsorted(levels, threshold)]), None
+
+
+def _halfway_down(levels: np.ndarray) -> np.ndarray:
+    """Return thresholds that select the images at or above each of the ascending scores of images.
+
+    They lie in the middle between a score and the next lower one, and the first between the lowest score and 0: in an
+    answer, the score of the same image may be slightly lower, because it is in single precision, and the features of
+    example images are stored in half precision.
+    """
+    lower = np.append(min(0.0, levels[0]), levels[:-1])
+    middles = lower / 2 + levels / 2
+    return np.where((middles > lower) & np.isfinite(middles), middles, levels)

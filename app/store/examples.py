@@ -20,8 +20,22 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, StoreError, TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
-from app.store.label_sets import delete_examples, escape_surrogates, is_storable, lock_current, unknown_label_set
-from app.store.tables import ExampleFeatureRow, ExampleFurtherClassRow, ExampleRow, LabelSetRow, SelectionRow
+from app.store.label_sets import (
+    delete_examples,
+    escape_surrogates,
+    is_compared_alike,
+    is_storable,
+    lock_current,
+    unknown_label_set,
+)
+from app.store.tables import (
+    ExampleFeatureRow,
+    ExampleFurtherClassRow,
+    ExampleRow,
+    LabelSetRow,
+    LabelSetVersionRow,
+    SelectionRow,
+)
 
 # Databases limit the number of parameters of a statement.
 _PER_STATEMENT = 10_000
@@ -482,7 +496,7 @@ class SelectionRepository:
         Args:
             name: of the label set.
             model: the name of the model.
-            version: of the label set.
+            version: of the label set. The newest one is stored if it has the same selections.
             revision: of its examples.
             result: any JSON object.
         """
@@ -492,6 +506,11 @@ class SelectionRepository:
             label_set = await session.get(LabelSetRow, name, with_for_update=True)
             if label_set is None or label_set.deleted_at is not None:
                 return False
+            # Versions with other thresholds or priors may have been written while the methods were compared.
+            newest = await session.get(LabelSetVersionRow, (name, label_set.last_version))
+            compared = await session.get(LabelSetVersionRow, (name, version))
+            if compared is not None and newest is not None and is_compared_alike(compared, newest):
+                version = newest.version
             row = await session.get(SelectionRow, (name, model))
             if row is None:
                 row = SelectionRow(name=name, model=model)

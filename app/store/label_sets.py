@@ -1,6 +1,7 @@
 """Label sets in the database, with optimistic locking of changes."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -252,12 +253,16 @@ class LabelSetRepository:
 
         Raises:
             UnknownNameError: there is no such label set, or no such class in it.
+            InvalidFieldError: two names are those of one class.
             PreconditionFailedError: the current version is not in ``if_match``.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
             classes = list(current.classes)
             changed = indices_of(list(thresholds), [entry.name for entry in classes])
+            if repeated := [classes[index].name for index, number in Counter(changed).items() if number > 1]:
+                problem = f"'{repeated[0]}' is given twice; remove one of them"
+                raise InvalidFieldError.of(f"thresholds.{repeated[0]}", problem)
             for index, threshold in zip(changed, thresholds.values(), strict=True):
                 classes[index] = replace(classes[index], threshold=threshold)
             written = append_version(session, row, tuple(classes), settings_of(current))
@@ -335,12 +340,8 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
 
 
 async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, written: LabelSet) -> None:
-    """Let the selections of the previous version count for the one that was written, if they would be the same.
-
-    Methods are compared, and scores calibrated, without thresholds and priors.
-    """
-    same = previous.templates == written.templates and previous.merge_synonyms == written.merge_synonyms
-    if same and _compared(previous.classes) == _compared(written.classes):
+    """Let the selections of the previous version count for the one that was written, if they would be the same."""
+    if is_compared_alike(previous, written):
         await session.execute(
             update(SelectionRow)
             .where(SelectionRow.name == previous.name, SelectionRow.version == previous.version)
@@ -348,8 +349,16 @@ async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, 
         )
 
 
-def _compared(classes: Iterable[ClassEntry]) -> list[ClassEntry]:
-    return [replace(entry, threshold=None, prior=None) for entry in classes]
+def is_compared_alike(one: LabelSetVersionRow, other: LabelSetVersionRow | LabelSet) -> bool:
+    """Return whether two versions have the same selections.
+
+    Methods are compared, and scores calibrated, without thresholds and priors.
+    """
+    compared = [
+        (each.templates, each.merge_synonyms, [replace(entry, threshold=None, prior=None) for entry in each.classes])
+        for each in (one, other)
+    ]
+    return compared[0] == compared[1]
 
 
 def settings_of(row: LabelSetVersionRow) -> LabelSetSettings:

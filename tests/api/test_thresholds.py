@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from app.encoders.fake import FakeEncoder
 from tests.api.problems import fields_of
 from tests.api.test_classify import answer, as_json
 from tests.api.test_examples import AT, add, added, finished, shade
@@ -81,6 +82,19 @@ def test_suggestions_meet_the_goal_or_say_why_not(taught):
             assert "99" in label["reason"]
 
 
+@pytest.mark.parametrize("goal", ["", "?precision=0.5", "?recall=0.5"])
+def test_a_stored_suggestion_selects_the_same_images_in_answers(taught, goal):
+    suggested = measured(taught, goal)["labels"]
+    sent = {"thresholds": {each["label"]: each["suggested"] for each in suggested}}
+    taught.patch(THRESHOLDS, json=sent).raise_for_status()
+    results = [
+        answer(as_json(taught, [shade(kind, number)], label_set="things"))["results"][0] for kind, number, _ in TRUTH
+    ]
+    given = [label for result in results for label in result["labels"]]
+    expected = {each["label"]: selected_at(each["curve"], each["suggested"])[0] for each in suggested}
+    assert {label: given.count(label) for label in CLASSES} == expected
+
+
 def test_thresholds_are_stored_as_a_new_version(taught):
     sent = {"thresholds": {"red": None, "blue": 1}}
     stored = taught.patch(THRESHOLDS, json=sent, headers={"If-Match": '"1"'})
@@ -130,6 +144,7 @@ def test_a_version_that_was_replaced_is_not_changed(taught):
         ({"blue": 1.01}, 422, "thresholds.blue"),
         ({"blue": -0.1}, 422, "thresholds.blue"),
         ({"blue": "high"}, 422, "thresholds.blue"),
+        ({"blue": 0.1, " blue ": 0.9}, 422, "thresholds.blue"),
         ({"blue": 0.5, "sea": 0.5}, 404, None),
     ],
 )
@@ -161,6 +176,15 @@ def test_without_examples_the_thresholds_in_use_are_told(client):
         assert label["average_precision"] is label["suggested"] is None
         assert label["reason"] == "there are no labelled example images"
         assert label["curve"] == {"thresholds": [], "predicted": [], "correct": []}
+
+
+def test_a_model_that_came_later_lacks_features_and_says_so(taught, make_client):
+    later = make_client(encoders=[FakeEncoder("fake"), FakeEncoder("late")])
+    assert measured(later)["images"] == 14
+    reply = measured(later, "?model=late")
+    assert (reply["images"], reply["calibrated"]) == (0, False)
+    reason = "there are no labelled example images with features of this model"
+    assert {each["reason"] for each in reply["labels"]} == {reason}
 
 
 def test_images_without_a_class_are_not_counted(client):

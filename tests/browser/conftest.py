@@ -61,9 +61,23 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared_context(browser, server):
+    """A context with an open page, so that the process of the browser with the compiled scripts is kept."""
+    context = browser.new_context()
+    context.set_default_timeout(20_000)
+    context.new_page().goto(f"{server.url}/healthz")
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def open_page(browser, server):
-    """Open the page; requests to other hosts and errors or warnings of the browser fail the test."""
+def open_page(browser, server, shared_context):
+    """Open the page; requests to other hosts and errors or warnings of the browser fail the test.
+
+    The first page of a test has the shared context, without what earlier tests stored. Further pages are those of other
+    users, and have contexts of their own, as have pages with options.
+    """
     contexts, requests, complaints = [], [], []
 
     def on_console(message):
@@ -73,11 +87,20 @@ def open_page(browser, server):
         if message.type in {"error", "warning"} and not is_refusal:
             complaints.append(message.text)
 
+    def new_page(url, options):
+        if options or url != server.url or len(shared_context.pages) > 1:
+            context = browser.new_context(**options)
+            context.set_default_timeout(20_000)
+            contexts.append(context)
+            return context.new_page()
+        page = shared_context.new_page()
+        shared_context.clear_permissions()
+        stored = {"origin": url, "storageTypes": "cookies,local_storage,indexeddb"}
+        shared_context.new_cdp_session(page).send("Storage.clearDataForOrigin", stored)
+        return page
+
     def open_view(view="", url=server.url, **options):
-        context = browser.new_context(**options)
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        page = context.new_page()
+        page = new_page(url, options)
         page.on("request", lambda request: requests.append((request.url, url)))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", on_console)
@@ -86,6 +109,8 @@ def open_page(browser, server):
         return page
 
     yield open_view
+    for page in shared_context.pages[1:]:
+        page.close()
     for context in contexts:
         context.close()
     assert complaints == []

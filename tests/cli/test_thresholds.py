@@ -4,7 +4,11 @@ import json
 import re
 
 import pytest
+from rich.console import Console
 
+from app.cli.pictures import check_picture, write_picture
+from app.cli.thresholds import _figure, _text_chart
+from deixis.answers import LabelThreshold
 from tests.api.test_examples import shade
 
 CLASSES = ["red", "green", "blue"]
@@ -78,6 +82,30 @@ def test_curves_are_drawn_as_a_picture(taught, tmp_path):
     pytest.importorskip("matplotlib")
     taught("--picture", tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text("utf-8")
+
+
+def of_label(name, threshold=0.5):
+    curve = {"thresholds": [0.2, 0.6], "predicted": [2, 1], "correct": [1, 1]}
+    own = {"threshold": threshold, "own": threshold, "automatic": 0.5, "suggested": None, "reason": None}
+    return LabelThreshold(label=name, images=1, average_precision=1, curve=curve, **own)
+
+
+def test_labels_with_signs_of_formulas_are_drawn_as_they_are(tmp_path):
+    pytest.importorskip("matplotlib")
+    check_picture(tmp_path / "curves.svg")
+    write_picture(_figure([of_label("$x^{$")]), tmp_path / "curves.svg")
+    assert "$x^{$" in (tmp_path / "curves.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("width", [30, 40, 55, 200])
+@pytest.mark.parametrize("threshold", [0, 0.5, 0.8, 0.95, 1])
+def test_a_chart_fits_the_terminal_and_marks_the_threshold(monkeypatch, width, threshold):
+    monkeypatch.setattr("app.cli.thresholds.out", Console(width=width))
+    _, *bars, axis = _text_chart(of_label("cat", threshold)).splitlines()
+    assert {len(line) for line in (*bars, axis)} == {min(width, 55)}
+    last = bars[0].rindex("|") - 1
+    assert abs(axis.index("^") - (13 + threshold * (last - 13))) <= 0.5
+    assert f"{threshold:.3f}" in axis.split()
 
 
 def test_without_examples_the_thresholds_in_use_are_shown(run, where, tmp_path):

@@ -51,7 +51,10 @@ def test_classify_writes_a_table_or_csv_for_globs(server, photograph_folder, tmp
 
 def test_an_explanation_is_printed_as_bars_or_json(where, photograph_folder, tmp_path):
     photo = photograph_folder / "cat" / "chelsea.jpg"
-    assert deixis("label-sets", "import", "animals", *where, data_dir=tmp_path).returncode == 0
+    animals = tmp_path / "animals.json"
+    classes = [("cat", ["whiskers", "pointed ears"]), ("dog", ["a wagging tail"]), ("horse", ["hooves"])]
+    animals.write_text(json.dumps([{"name": name, "features": features} for name, features in classes]))
+    assert deixis("label-sets", "import", "animals", animals, *where, data_dir=tmp_path).returncode == 0
     arguments = ("classify", photo, "-s", "animals", "--method", "dclip", "--explain", *where)
 
     table = deixis(*arguments, data_dir=tmp_path)
@@ -160,13 +163,10 @@ def test_a_label_set_is_exported_and_imported(where, tmp_path):
     ("arguments", "message"),
     [
         (("classify", "nowhere.jpg", "-l", "cat"), "matches nothing"),
-        (("classify", "{photo}", "-l", "cat", "-s", "pets"), "not both"),
-        (("classify", "{photo}"), "give labels"),
         (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: auto, autoclip, "),
         (("classify", "{photo}", "-l", "cat", "--server", "http://127.0.0.1:9"), "is the server running"),
         (("evaluate", "{photo}"), "is not a folder"),
         (("models", "show", "nothing"), "unknown model 'nothing'"),
-        (("models", "download", "ViT-B-32/nothing"), "open_clip has no weights 'nothing'"),
         (("models", "download", "hf-hub:nobody/nothing"), "HF_HUB_OFFLINE"),
         (("serve", "--port", "x"), "DEIXIS_PORT"),
         (("serve", "--models", "ViT-B-32"), "is not a model name"),
@@ -216,9 +216,3 @@ def test_the_server_uses_the_measurement_of_models_tune(tmp_path):
     path = model["image_path"]
     assert f": {path['backend']} {path['precision']}, {path['image_batch']} images in a batch" in best
     assert "provisional" in best if path["images_per_s"] is None else f"{path['images_per_s']} images/s" in best
-
-
-def test_an_unknown_model_cannot_be_measured(tmp_path):
-    refused = deixis("models", "tune", "no-such/model", data_dir=tmp_path)
-    assert refused.returncode == 2
-    assert "open_clip has no architecture" in refused.stderr

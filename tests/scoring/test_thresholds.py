@@ -43,6 +43,18 @@ def test_a_threshold_lies_between_the_two_scores_that_it_separates():
     assert fit_thresholds(scores, is_label).by_label == pytest.approx([0.4])
 
 
+@pytest.mark.parametrize("goal", [{}, {"precision": 0.5}, {"recall": 0.5}])
+def test_images_whose_scores_are_rounded_are_still_selected(goal):
+    """The scores of answers are in single precision, and those of example images come from rounded features."""
+    rng = np.random.default_rng(0)
+    for levels in (1, 3, 1000):  # with one, all images have the same score
+        scores = (1 + rng.integers(0, levels, (60, 2))) / (levels + 1.1)
+        is_label = rng.random((60, 2)) < 0.5 + 0.5 * scores
+        for threshold, column in zip(fit_thresholds(scores, is_label, **goal).by_label, scores.T, strict=True):
+            assert threshold is not None
+            np.testing.assert_array_equal(column - 1e-4 >= threshold, column >= threshold)
+
+
 def test_a_label_of_few_images_has_a_threshold_nearer_to_the_shared_one():
     rng = np.random.default_rng(0)
     scores, is_label = drawn(rng, 400, 3)
@@ -53,6 +65,18 @@ def test_a_label_of_few_images_has_a_threshold_nearer_to_the_shared_one():
     few, shared = fit_thresholds(scores, is_label).by_label[1], fit_thresholds(scores, is_label).shared
     assert alone == -9
     assert abs(few - shared) < 2
+
+
+def test_a_rare_label_that_its_scores_do_not_find_is_not_given_to_all_images():
+    rng = np.random.default_rng(0)
+    is_label = rng.random((400, 3)) < 0.3
+    is_label[:, 2] = np.arange(400) < 10
+    scores = rng.random((400, 3)) / 2 + is_label / 2
+    scores[:, 2] = 0.025  # as Platt scaling makes them
+    fitted = fit_thresholds(scores, is_label)
+    assert fitted.by_label[2] == fitted.shared > 0.025
+    is_label[:, 2] = np.arange(400) < 360
+    assert fit_thresholds(scores, is_label).by_label[2] < 0.025  # of a frequent one, most images have it
 
 
 def test_a_label_without_images_takes_the_shared_threshold_and_says_why():
@@ -91,6 +115,14 @@ def test_a_recall_needs_a_number_of_images(recall, needed):
         f"a recall of {recall:g} needs at least {needed}"
         in fit_thresholds(scores, scores < 1, recall=recall).reasons[0]
     )
+
+
+@pytest.mark.parametrize("goal", ["precision", "recall"])
+@pytest.mark.parametrize("share", [1e-300, 1e-17, 1 - 2**-53])
+def test_goals_next_to_the_ends_have_a_threshold_or_a_reason(goal, share):
+    scores = np.arange(1.0, 9)[:, None]
+    fitted = fit_thresholds(scores, scores > 4, **{goal: share})
+    assert (fitted.by_label[0] is None) == (fitted.reasons[0] is not None) == (share > 0.5)
 
 
 @pytest.mark.parametrize(("precision", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9)])

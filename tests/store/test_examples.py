@@ -642,6 +642,21 @@ async def test_the_newest_of_concurrent_selections_is_kept(url, opened, selectio
     assert (await selections.get("pets", MODEL)).result == {"n": 19}
 
 
+async def test_a_selection_counts_for_a_version_with_other_thresholds_that_was_written_meanwhile(
+    stored, selections, repository
+):
+    await stored.add("pets", [image(1, "cat")])
+    await selections.put("pets", MODEL, 1, 1, {"n": 1})
+    await stored.add("pets", [image(2, "cat")])
+    await repository.set_thresholds("pets", {"cat": 0.7})  # while the methods are compared on both images
+    assert await selections.put("pets", MODEL, 1, 2, {"n": 2})
+    found = await selections.get("pets", MODEL)
+    assert (found.result, found.version, found.is_current) == ({"n": 2}, 2, True)
+    await repository.put("pets", [ClassEntry("cat"), ClassEntry("dog")], "{} at home")
+    assert not await selections.put("pets", MODEL, 1, 3, {"n": 3})
+    assert not (await selections.get("pets", MODEL)).is_current
+
+
 @pytest.mark.parametrize("name", ["cars", "gone", "\ud800", "\x00"])
 async def test_a_selection_for_an_unknown_label_set_is_not_stored(engine, selections, repository, name):
     await repository.put("gone", [ClassEntry("cat")], "{}")

@@ -10,6 +10,8 @@ const MAX_SMALL = 60; // pictures of a run that have a copy
 const SIDE_PX = 160; // of the stored pictures
 const JPEG_QUALITY = 0.8;
 
+let newest = 0; // the order of the last run; the clock is too coarse to tell runs apart
+
 /**
  * Store a run, {pictures, labels, options, answer}, and return its id; with an `id`, it replaces the run of this id.
  *
@@ -25,7 +27,8 @@ export async function save({ id = crypto.randomUUID?.() ?? String(Math.random())
     bytes += small?.size ?? 0;
     stored.push({ name, path, small });
   }
-  const run = { id, savedAt: new Date().toISOString(), order: performance.timeOrigin + performance.now(), labels, options, answer, pictures: stored, bytes };
+  newest = Math.max(newest + 0.001, performance.timeOrigin + performance.now());
+  const run = { id, savedAt: new Date().toISOString(), order: newest, labels, options, answer, pictures: stored, bytes };
   const { store } = await opened();
   await store("readwrite", (runs) => runs.put(run));
   let total = 0;

@@ -13,10 +13,11 @@ from app.selection.threshold_curves import Curve, LabelThreshold, LabelThreshold
 class CurveBody(Response):
     """The example images that each threshold selects: a step function.
 
-    A threshold between two of these selects the images of the next higher one; one above the last selects none.
+    A threshold between two of these selects the images of the next higher one; one above the last selects none. A
+    sample is exact at the thresholds in use and suggested; elsewhere, steps of the recall are about 1 %.
     """
 
-    thresholds: list[float] = Field(description="Scores of images, ascending; of more than 200, an even sample.")
+    thresholds: list[float] = Field(description="Scores of images, ascending; of more than 200, a sample.")
     predicted: list[int] = Field(description="Images with at least this score.")
     correct: list[int] = Field(description="Of these, images with the label.")
 
