@@ -80,6 +80,13 @@ def test_the_everyday_words_are_built_by_a_button_and_can_then_be_searched(open_
     expect(page.locator("#no-databases")).to_be_visible()
     row = page.locator("#build-sources li").first
     expect(row).to_contain_text("Not built yet.")
+    # A limit that is reached for a second does not end the wait for the job.
+    limited = {"type": "urn:deixis:problem:rate-limited", "title": "Rate limited", "detail": "1 per second"}
+    page.route(
+        "**/v1/jobs/*",
+        lambda route: route.fulfill(status=429, json=limited, headers={"Retry-After": "1"}),
+        times=1,
+    )
     row.get_by_role("button", name="Build: everyday").click()
     built = re.compile(r"Built: [\d,]+ names, model embedded\.")
     expect(row.locator(".hint").last).to_contain_text(built, timeout=90_000)
@@ -591,7 +598,7 @@ def test_an_answer_is_all_labels_of_an_image_that_may_have_several(open_page, cl
     run(page, "compare", "compare", [pictures / "chelsea.jpg"], COMPARE)
     page.locator("fieldset >> nth=0").get_by_label("Labels").select_option("some")
     page.locator("fieldset >> nth=1").get_by_label("Labels").select_option("nothing")
-    page.click("text=Compare 1 picture")
+    page.click("text=Compare 1 image")
     cells = page.locator(".compare-table tbody td")
     expect(cells.first).to_contain_text(re.compile("cat, kitten|kitten, cat"))
     expect(cells.nth(1)).to_contain_text("none of these")

@@ -50,7 +50,7 @@ export async function watchJobs() {
     // The views show why the server refuses requests. One that is busy or starts again is asked again while jobs run.
     const isRefused = error.status >= 400 && error.status < 500 && error.status !== 429;
     clearTimeout(timer); // of a call that ended meanwhile
-    if (polls.size && !isRefused && !document.hidden) timer = setTimeout(watchJobs, WAIT_MS);
+    if (polls.size && !isRefused && !document.hidden) timer = setTimeout(watchJobs, Math.max(WAIT_MS, 1000 * (error.retryAfterS ?? 0)));
     return;
   }
   const running = jobs.filter(isRunning);

@@ -1,5 +1,5 @@
 // Background jobs.
-import { requestJson, pathOf, RequestError } from "./requests.js";
+import { isBusy, requestJson, pathOf, RequestError } from "./requests.js";
 
 const FIRST_WAIT_MS = 200;
 const MAX_WAIT_MS = 2000;
@@ -11,8 +11,21 @@ export async function waitForJob(job, onProgress) {
     if (job.status === "cancelled") throw new RequestError("The job was cancelled.");
     if (job.status === "failed") throw new RequestError(job.error);
     onProgress(job);
-    await new Promise((done) => setTimeout(done, waitMs));
-    job = await requestJson(pathOf("jobs", job.id));
+    await sleep(waitMs);
+    job = await polled(job);
+  }
+}
+
+const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+/** Return the state of a job: the last one, after the wait that the server asks for, if it refuses requests for now. */
+async function polled(job) {
+  try {
+    return await requestJson(pathOf("jobs", job.id));
+  } catch (error) {
+    if (!isBusy(error)) throw error;
+    await sleep(1000 * (error.retryAfterS ?? 0));
+    return job;
   }
 }
 

@@ -18,6 +18,9 @@ export class RequestError extends Error {
   }
 }
 
+/** Return whether the server refuses requests for now, because of a limit or because it is busy. */
+export const isBusy = (error) => error.status === 429 || (error.status === 503 && error.kind !== "not-configured");
+
 /** Return the path of a resource below v1; throws RequestError for a name that browsers would remove from a URL. */
 export function pathOf(...segments) {
   const removed = segments.find((text) => text === "" || text.split(/[/\\]/).some((part) => part === "." || part === ".."));

@@ -1,7 +1,7 @@
 // Classifies any number of pictures: in parts that the server accepts, some at the same time, with progress.
 import { batchesOf, firstBatch } from "./batches.js";
 import { formValue } from "./code.js";
-import { jsonOptions, requestJson, RequestError } from "./requests.js";
+import { isBusy, jsonOptions, requestJson, RequestError } from "./requests.js";
 import { isTogether, needsRequest, questionOf, requestFields, waitText } from "./classify_state.js";
 
 const AT_ONCE = 2;
@@ -306,8 +306,6 @@ function resultsOf({ status, kind, title, detail, errors }, count) {
 
 /** Return whether a request with fewer images may be accepted. */
 const isTooMuch = (error) => error.kind === "body-too-large" || error.kind === "too-large";
-
-const isBusy = (error) => error.status === 429 || (error.status === 503 && error.kind !== "not-configured");
 
 function moment(milliseconds, signal) {
   return new Promise((done) => {
