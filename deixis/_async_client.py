@@ -387,7 +387,7 @@ class AsyncLabelSets(_AsyncResource):
         precision: float | None = None,
         recall: float | None = None,
     ) -> answers.Thresholds:
-        """Return the threshold of each label where images may have several, and what others find on example images.
+        """Return the threshold of each label where images may have several, and its curve on example images.
 
         Args:
             name: the label set.

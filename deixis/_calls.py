@@ -424,7 +424,7 @@ def selection(name: str, model: str | None) -> Call[answers.Selection]:
 
 
 def thresholds(name: str, model: str | None, precision: float | None, recall: float | None) -> Call[answers.Thresholds]:
-    """Return the thresholds of the labels, and what others find."""
+    """Return the threshold and the curve of each label."""
     given = {"model": model, "precision": precision, "recall": recall}
     params = {key: str(value) for key, value in given.items() if value is not None}
     return Call("GET", _label_set(name, "thresholds"), _model(answers.Thresholds), params=params, repeatable=True)

@@ -423,7 +423,7 @@ class ThresholdCurve(Answer):
 
 
 class LabelThreshold(Answer):
-    """The threshold of a label where images may have several, and what others find on the example images.
+    """The threshold of a label where images may have several, and its curve on the example images.
 
     ``threshold`` is in use: ``own``, that of the class in the label set, or else ``automatic``. ``suggested`` meets the
     goal; None if no threshold does, and ``reason`` says why.

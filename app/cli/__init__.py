@@ -68,7 +68,7 @@ _ENTRIES: Mapping[str, _Entry] = MappingProxyType(
         "thresholds": _Entry(
             "thresholds",
             "thresholds_command",
-            "Show what each threshold of a label finds on the example images, and store thresholds.",
+            "Show the precision and recall of each label against its threshold, and store thresholds.",
         ),
         "captions": _Entry(
             "captions",

@@ -1,4 +1,4 @@
-"""`deixis thresholds`: the thresholds of the labels of a label set, what others would find, and storing them."""
+"""`deixis thresholds`: precision and recall against the threshold of each label, and storing thresholds."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -59,12 +59,12 @@ def thresholds_command(
     model: ModelOption = None,
     server: ServerOption = None,
 ) -> None:
-    """Show what each threshold of a label finds on the example images, and store thresholds.
+    """Show the precision and recall of each label against its threshold, and store thresholds.
 
-    They are those of requests with several labels per image. A label without a threshold of its own has one that is
-    fitted to the example images, or 0.5 without images. Suggestions have the highest F1, or the precision or recall of
-    the options. They were chosen on the same images, so new images have slightly lower values; `deixis evaluate` with
-    `--image-labels` measures them on others.
+    They are measured on the example images of the label set. Thresholds apply to requests with several labels per
+    image. A label without a threshold of its own has one that is fitted to the example images, or 0.5 without images.
+    Suggestions have the highest F1, or the precision or recall of the options. They are chosen on the same images, so
+    the values on new images are slightly lower; `deixis evaluate` with `--image-labels` measures other images.
     """
     with report_errors():
         _check_goals(precision, recall)
@@ -84,7 +84,9 @@ def thresholds_command(
             found = await measure()
         suggested = {each.label: each.suggested for each in found.labels if each.suggested is not None}
         if store and not suggested:
-            raise InvalidFieldError.of("--store", "no label has a suggestion; leave it out to see why")
+            raise InvalidFieldError.of(
+                "--store", "no label has a suggestion; run the command without --store to see why"
+            )
         changes = {**(suggested if store else {}), **stated}
         if not changes:
             return found, None
@@ -142,10 +144,10 @@ def _print(found: "Thresholds", goal: str, *, chosen: bool, with_suggestions: bo
         highlight=False,
     )
     if found.images and not found.calibrated:
-        problem = "the service is still comparing the methods, which calibrates the scores: thresholds will be others"
+        problem = "the service is still comparing the methods. When it has finished, scores and thresholds change"
         warn("not calibrated:", problem)
     if not found.multi_label:
-        warn("note:", "requests with this label set have one label per image, and use thresholds only with multi_label")
+        warn("note:", "requests with this label set give each image one label. Thresholds apply only with multi_label")
     measures = ("precision", "recall", "F1")
     columns = ("label", "images", "AP", "threshold", "", *measures)
     rows = [

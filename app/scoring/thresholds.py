@@ -262,7 +262,7 @@ class _Counts:
         return cls(levels[::-1], np.append(hits[::-1], 0), np.append(selected[::-1], 0), float(is_label.sum()))
 
     def weighing(self, images: float) -> "_Counts":
-        """Return the counts as if so many images had the label."""
+        """Return the counts as if the given number of images had the label."""
         factor = images / self.positives
         return _Counts(self.levels, factor * self.hits, factor * self.selected, factor * self.positives)
 

@@ -1,4 +1,4 @@
-"""What each threshold of a label finds on the labelled examples of a label set, with several labels per image."""
+"""Precision and recall of labels against their thresholds, on the labelled examples of a label set."""
 
 import asyncio
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LabelThreshold:
-    """The threshold of a label, and what others would find.
+    """The threshold of a label, and its curve.
 
     ``threshold`` is in use: ``own``, that of the class, or else ``automatic``. ``suggested`` meets the goal; None if no
     threshold does, and ``reason`` says why. ``images`` have the label; without any, ``average_precision`` is None.
@@ -128,7 +128,10 @@ class ThresholdCurves:
         Raises:
             UnknownNameError: no such model.
         """
-        automatic = replace(label_set, classes=tuple(replace(entry, threshold=None) for entry in label_set.classes))
+        without_own = (
+            entry if entry.threshold is None else replace(entry, threshold=None) for entry in label_set.classes
+        )
+        automatic = replace(label_set, classes=tuple(without_own))
         task = await self._resolver.resolve_label_set(automatic, model=model, multi_label=True)
         examples = await self._examples.labelled_features(label_set, task.model)
         kept = sampled_images(len(examples.features), len(label_set.classes), _MAX_SCORES)

@@ -507,10 +507,11 @@ class SelectionRepository:
             if label_set is None or label_set.deleted_at is not None:
                 return False
             # Versions with other thresholds or priors may have been written while the methods were compared.
-            newest = await session.get(LabelSetVersionRow, (name, label_set.last_version))
-            compared = await session.get(LabelSetVersionRow, (name, version))
-            if compared is not None and newest is not None and is_compared_alike(compared, newest):
-                version = newest.version
+            if version < label_set.last_version:
+                newest = await session.get_one(LabelSetVersionRow, (name, label_set.last_version))
+                compared = await session.get(LabelSetVersionRow, (name, version))
+                if compared is not None and is_compared_alike(compared, newest):
+                    version = newest.version
             row = await session.get(SelectionRow, (name, model))
             if row is None:
                 row = SelectionRow(name=name, model=model)

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import Enum
+from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 from cachetools import LRUCache
@@ -182,10 +183,9 @@ class LabelSetRepository:
                     raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
                 _require_match(row, if_match)
             settings = LabelSetSettings(templates, merge_synonyms, multi_label)
-            previous = None if created else await session.get_one(LabelSetVersionRow, (name, row.last_version))
             written = append_version(session, row, tuple(classes), settings)
-            if previous is not None:
-                await _keep_selections(session, previous, written)
+            if not created:
+                await _keep_selections(session, written)
             return written, created
 
     async def add_classes(
@@ -266,7 +266,7 @@ class LabelSetRepository:
             for index, threshold in zip(changed, thresholds.values(), strict=True):
                 classes[index] = replace(classes[index], threshold=threshold)
             written = append_version(session, row, tuple(classes), settings_of(current))
-            await _keep_selections(session, current, written)
+            await _keep_selections(session, written)
             return written
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
@@ -339,14 +339,17 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
     return (await connection.execute(delete(ExampleRow).where(*chosen))).rowcount
 
 
-async def _keep_selections(session: AsyncSession, previous: LabelSetVersionRow, written: LabelSet) -> None:
-    """Let the selections of the previous version count for the one that was written, if they would be the same."""
+async def _keep_selections(session: AsyncSession, written: LabelSet) -> None:
+    """Let the selections of the version before count for the one that was written, if they would be the same."""
+    of_previous = SelectionRow.name == written.name, SelectionRow.version == written.version - 1
+    if await session.scalar(select(SelectionRow.name).where(*of_previous).limit(1)) is None:
+        return
+    previous = await session.get_one(LabelSetVersionRow, (written.name, written.version - 1))
     if is_compared_alike(previous, written):
-        await session.execute(
-            update(SelectionRow)
-            .where(SelectionRow.name == previous.name, SelectionRow.version == previous.version)
-            .values(version=written.version)
-        )
+        await session.execute(update(SelectionRow).where(*of_previous).values(version=written.version))
+
+
+_compared_fields = attrgetter(*(field.name for field in fields(ClassEntry) if field.name not in {"threshold", "prior"}))
 
 
 def is_compared_alike(one: LabelSetVersionRow, other: LabelSetVersionRow | LabelSet) -> bool:
@@ -354,11 +357,11 @@ def is_compared_alike(one: LabelSetVersionRow, other: LabelSetVersionRow | Label
 
     Methods are compared, and scores calibrated, without thresholds and priors.
     """
-    compared = [
-        (each.templates, each.merge_synonyms, [replace(entry, threshold=None, prior=None) for entry in each.classes])
-        for each in (one, other)
-    ]
-    return compared[0] == compared[1]
+    return (
+        one.templates == other.templates
+        and one.merge_synonyms == other.merge_synonyms
+        and list(map(_compared_fields, one.classes)) == list(map(_compared_fields, other.classes))
+    )
 
 
 def settings_of(row: LabelSetVersionRow) -> LabelSetSettings:

@@ -165,7 +165,7 @@ def test_goals_that_make_no_sense_are_refused(client, query):
     assert client.get(THRESHOLDS + query).status_code == 422
 
 
-def test_without_examples_the_thresholds_in_use_are_told(client):
+def test_without_examples_the_thresholds_in_use_are_returned(client):
     put(client, {"name": "red", "threshold": 0.7}, "green", multi_label=False)
     reply = measured(client)
     assert (reply["images"], reply["calibrated"], reply["multi_label"]) == (0, False, False)
@@ -193,7 +193,7 @@ def test_images_without_a_class_are_not_counted(client):
     assert measured(client)["images"] == 0
 
 
-def test_unknown_names_are_told(client):
+def test_unknown_names_are_refused(client):
     assert client.get("/v1/label-sets/none/thresholds").status_code == 404
     assert client.patch("/v1/label-sets/none/thresholds", json={"thresholds": {"a": 0.5}}).status_code == 404
     put(client, *CLASSES)

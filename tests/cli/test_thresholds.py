@@ -114,7 +114,7 @@ def test_without_examples_the_thresholds_in_use_are_shown(run, where, tmp_path):
     done = run("thresholds", "shades", *where)
     assert done.exit_code == 0
     assert re.search(r"red +0 +0\.500 +auto", done.output)
-    assert "use thresholds only with multi_label" in done.output
+    assert "Thresholds apply only with multi_label" in done.output
     assert "there are no labelled example images" in done.output
 
 
@@ -133,7 +133,7 @@ def test_without_examples_the_thresholds_in_use_are_shown(run, where, tmp_path):
         (["--picture", "curves.gif"], "'curves.gif' must end in one of .svg, .png, .pdf"),
     ],
 )
-def test_wrong_arguments_are_told_and_change_nothing(run, tmp_path, arguments, problem):
+def test_wrong_arguments_are_refused_and_change_nothing(run, tmp_path, arguments, problem):
     (tmp_path / "colours.txt").write_text("red\ngreen\n", "utf-8")
     run("label-sets", "import", "colours", tmp_path / "colours.txt")
     done = run("thresholds", "colours", *arguments)
@@ -142,7 +142,7 @@ def test_wrong_arguments_are_told_and_change_nothing(run, tmp_path, arguments, p
     assert "colours@1" in run("label-sets", "show", "colours").output
 
 
-def test_an_unknown_label_set_is_told(run):
+def test_an_unknown_label_set_is_refused(run):
     done = run("thresholds", "none")
     assert done.exit_code == 2
     assert "unknown label set 'none'" in done.output

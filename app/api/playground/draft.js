@@ -42,7 +42,7 @@ export function bodyOf(draft) {
   };
 }
 
-/** Return the threshold of a class, null if there is none; the server says what is wrong with a text that is no number. */
+/** Return the threshold of a class, null if there is none; the server says what is wrong with a text that is not a number. */
 export function thresholdOf({ threshold }) {
   const text = threshold.trim();
   return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);

@@ -110,7 +110,7 @@ export function createRunner(state, { changed, fail }) {
     }
   }
 
-  /** Wait as long as the server asks; the page says so, and whoever does not want to wait stops the run. */
+  /** Wait as long as the server asks. The page shows the wait, and Stop ends it. */
   async function pause(error, signal) {
     const seconds = error.retryAfterS ?? RETRY_S, until = Date.now() + 1000 * seconds;
     const wait = { until, isLimit: error.status === 429, reason: error.detail };

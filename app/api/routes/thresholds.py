@@ -1,4 +1,4 @@
-"""Thresholds of several labels per image: what they find on the example images of a label set, and storing them."""
+"""Thresholds of several labels per image: their precision and recall on the example images, and storing them."""
 
 import asyncio
 from typing import Annotated
@@ -30,10 +30,11 @@ async def get_thresholds(
         float | None, Query(gt=0, lt=1, description="Suggest the highest thresholds with this recall.")
     ] = None,
 ) -> Response:
-    """Return the thresholds of the labels where images may have several, and what others find on the example images.
+    """Return the threshold of each label, and precision and recall against the threshold on the example images.
 
-    `suggested` has the highest F1, or the precision or recall of the request. It was chosen on the same images, so new
-    images have slightly lower values; `:evaluate` measures them on images that are held out.
+    Thresholds apply to requests with several labels per image. `suggested` has the highest F1, or the precision or
+    recall of the request. It was chosen on the same images, so the values on new images are slightly lower; `:evaluate`
+    measures held-out images.
     """
     if precision is not None and recall is not None:
         raise InvalidFieldError.of("recall", "cannot be combined with precision; leave one of them out")

@@ -1,4 +1,4 @@
-"""Thresholds of several labels per image, and what they find on the example images."""
+"""Thresholds of several labels per image, and their precision and recall on the example images."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from app.api.schemas._base import Request, Response
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import own_name
-from app.selection.threshold_curves import Curve, LabelThreshold, LabelThresholds
+from app.selection.threshold_curves import LabelThresholds
 
 
 class CurveBody(Response):
@@ -20,11 +20,6 @@ class CurveBody(Response):
     thresholds: list[float] = Field(description="Scores of images, ascending; of more than 200, a sample.")
     predicted: list[int] = Field(description="Images with at least this score.")
     correct: list[int] = Field(description="Of these, images with the label.")
-
-    @classmethod
-    def of(cls, curve: Curve) -> "CurveBody":
-        """Convert a curve."""
-        return cls(thresholds=list(curve.thresholds), predicted=list(curve.predicted), correct=list(curve.correct))
 
 
 class LabelThresholdBody(Response):
@@ -39,21 +34,6 @@ class LabelThresholdBody(Response):
     suggested: float | None = Field(description="Meets the goal; null if no threshold does.")
     reason: str | None = Field(description="Why there is no suggestion.")
     curve: CurveBody
-
-    @classmethod
-    def of(cls, label: LabelThreshold) -> "LabelThresholdBody":
-        """Convert a threshold."""
-        return cls(
-            label=label.label,
-            images=label.images,
-            average_precision=label.average_precision,
-            threshold=label.threshold,
-            own=label.own,
-            automatic=label.automatic,
-            suggested=label.suggested,
-            reason=label.reason,
-            curve=CurveBody.of(label.curve),
-        )
 
 
 class ThresholdsResponse(Response):
@@ -79,7 +59,7 @@ class ThresholdsResponse(Response):
             model=measured.model,
             images=measured.images,
             calibrated=measured.is_calibrated,
-            labels=[LabelThresholdBody.of(label) for label in measured.labels],
+            labels=[LabelThresholdBody.model_validate(label, from_attributes=True) for label in measured.labels],
         )
 
 

@@ -172,7 +172,7 @@ class Backend(Protocol):
     async def thresholds(
         self, name: str, model: str | None, *, precision: float | None, recall: float | None
     ) -> "answers.Thresholds":
-        """Return the thresholds of the labels of a label set, and what others find on its example images."""
+        """Return the threshold of each label, with precision and recall against it on the example images."""
 
     async def set_thresholds(
         self, name: str, thresholds: Mapping[str, float | None], *, version: int
