@@ -620,7 +620,7 @@ def test_folders_and_names_in_the_zip_file_suit_every_file_system(open_page, pic
     choose(page, pictures / "chelsea.jpg", long)
     for label, folder in (("CON", "CON_"), ("x" + "\N{CAT FACE}" * 120, "x" + "\N{CAT FACE}" * 59), ("..", "_")):
         page.goto(page.url.split("#")[0] + f"#classify?label={label}")
-        if page.locator("#classify").count():
+        if label == "CON":  # results follow the labels after the first ones
             page.click("#classify")
         expect(page.locator(".card-body")).to_contain_text([label, label])
         with zipfile.ZipFile(download(page, "ZIP", tmp_path)) as archive:
