@@ -1,7 +1,6 @@
-"""The parts of the service that endpoint functions depend on, one dependency for each part."""
+"""The parts of the service that endpoint functions use: dependencies, and functions for ``DirectRoute``."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -54,20 +53,16 @@ ImportJobsDependency = Annotated[ImportJobs, Depends(_part("service.jobs.import_
 BuildCaptionsJobsDependency = Annotated[BuildCaptionsJobs, Depends(_part("service.jobs.build_captions"))]
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifyParts:
-    """What classifies: one dependency, because the framework works for each of them in every request."""
-
-    resolver: Resolver
-    pipeline: Pipeline
-    limits: ImageCountLimits
-
-
-async def _classify_parts(request: Request) -> ClassifyParts:
-    state = request.app.state
-    return ClassifyParts(state.service.resolver, state.service.pipeline, state.image_count_limits)
-
-
-ClassifyPartsDependency = Annotated[ClassifyParts, Depends(_classify_parts)]
 ImageCountLimitsDependency = Annotated[ImageCountLimits, Depends(_part("image_count_limits"))]
 AcceptsImageUrlsDependency = Annotated[bool, Depends(_part("accepts_image_urls"))]
+
+
+def classify_parts(request: Request) -> tuple[Resolver, Pipeline, ImageCountLimits]:
+    """Return what classifies the images of a request."""
+    state = request.app.state
+    return state.service.resolver, state.service.pipeline, state.image_count_limits
+
+
+def embedding_parts(request: Request) -> tuple[Embedder, ImageCountLimits]:
+    """Return what encodes the texts or images of a request."""
+    return request.app.state.service.embedder, request.app.state.image_count_limits

@@ -89,6 +89,9 @@ class Caller:
             await self.quotas.spend_images(self.key, images)
 
 
+_ANYBODY = Caller(OPEN_NAMESPACE)
+
+
 class Gate:
     """Authenticates requests and enforces scopes and quotas.
 
@@ -105,9 +108,8 @@ class Gate:
         """Return whether requests need an API key; raises ``StoreError`` if the database is unavailable."""
         return await self._keys.is_required()
 
-    @asynccontextmanager
-    async def admitted(self, headers: Mapping[str, str], required: Scope | None) -> AsyncIterator[Caller]:
-        """Yield the caller; the request counts as running until the context ends.
+    async def caller(self, headers: Mapping[str, str], required: Scope | None) -> Caller:
+        """Return the sender of a request.
 
         Args:
             headers: the headers of the request.
@@ -116,17 +118,14 @@ class Gate:
         Raises:
             UnauthenticatedError: the request carries no known key.
             ForbiddenError: the key does not allow the route or the namespace.
-            RateLimitedError: a quota of the key is used up.
             InvalidFieldError: the namespace is not a valid name.
         """
         if required is None:
-            yield Caller(OPEN_NAMESPACE)
-            return
+            return _ANYBODY
         header = headers.get(NAMESPACE_HEADER)
         namespace = None if header is None else clean_namespace(header.strip(), NAMESPACE_HEADER)
         if not await self._keys.is_required():
-            yield Caller(namespace or OPEN_NAMESPACE)
-            return
+            return _ANYBODY if namespace is None else Caller(namespace)
         text = parse_authorization(headers)
         if text is None:
             raise UnauthenticatedError(
@@ -141,27 +140,43 @@ class Gate:
             raise ForbiddenError(
                 f"the key '{key.id}' can only use its own namespace; leave out the header {NAMESPACE_HEADER}"
             )
+        return Caller(key.namespace if namespace is None else namespace, key, self._quotas)
+
+    @asynccontextmanager
+    async def counted(self, key: Key) -> AsyncIterator[None]:
+        """Count a request of this key, which is running until the context ends.
+
+        Raises:
+            RateLimitedError: a quota of the key is used up.
+        """
         with self._quotas.running(key):
             await self._quotas.spend_request(key)
-            yield Caller(key.namespace if namespace is None else namespace, key, self._quotas)
+            yield
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class GuardedRoute(APIRoute):
     """A route that enforces ``ACCESS`` before it reads the request body."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         """Return the route's handler behind the access check."""
-        handle = super().get_route_handler()
+        return self.guarded(super().get_route_handler())
+
+    def guarded(self, handle: Handler) -> Handler:
+        """Return a handler behind the access check of this route."""
         required = ACCESS[self.name]
 
         async def guarded(request: Request) -> Response:
             gate: Gate = request.app.state.gate
-            async with gate.admitted(request.headers, required) as caller:
-                request.state.caller = caller
-                if caller.key is not None:
-                    log_fields(request, key=caller.key.id)
-                if caller.namespace.name:
-                    log_fields(request, namespace=caller.namespace.name)
+            caller = request.state.caller = await gate.caller(request.headers, required)
+            if caller.namespace.name:
+                log_fields(request, namespace=caller.namespace.name)
+            if caller.key is None:
+                return await handle(request)
+            async with gate.counted(caller.key):
+                log_fields(request, key=caller.key.id)
                 return await handle(request)
 
         return guarded
@@ -172,16 +187,23 @@ def log_fields(request: Request, **fields: Any) -> None:
     request.scope.setdefault("deixis.log", {}).update(fields)
 
 
-async def _caller(
-    request: Request,
+def caller_of(request: Request) -> Caller:
+    """Return the caller that ``GuardedRoute`` has admitted."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def namespace_header(
     _namespace: Annotated[
         str | None,
         Header(alias=NAMESPACE_HEADER, description="The namespace to use; others than that of the key need `admin`."),
     ] = None,
-) -> Caller:
-    """Return the caller that ``Gate`` has admitted; the header is an argument only to be described in OpenAPI."""
-    caller: Caller = request.state.caller
-    return caller
+) -> None:
+    """Describe the header in OpenAPI; ``Gate`` reads it."""
+
+
+async def _caller(request: Request, _: Annotated[None, Depends(namespace_header)]) -> Caller:
+    return caller_of(request)
 
 
 CallerDependency = Annotated[Caller, Depends(_caller)]

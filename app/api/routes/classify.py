@@ -5,18 +5,18 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, log_fields
-from app.api.dependencies import ClassifyPartsDependency
+from app.api.auth.access import caller_of, log_fields
+from app.api.dependencies import classify_parts
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
-from app.api.routing import guarded_router
+from app.api.routing import DirectRoute, guarded_router
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse, serialize
 from app.classification.image_features import ImageId
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
-router = guarded_router(tags=["classify"])
+router = guarded_router(tags=["classify"], route_class=DirectRoute)
 
 # Predictions that take about as long to serialize as the way to a thread and back.
 _PREDICTIONS_AT_ONCE = 20
@@ -69,20 +69,18 @@ _BODY = {
 
 @router.post("/v1/classify", response_model=ClassifyResponse, openapi_extra=_BODY)
 @router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
-async def classify(
-    request: Request,
-    parts: ClassifyPartsDependency,
-    caller: CallerDependency,
-) -> Response:
+async def classify(request: Request) -> Response:
     """Classify one or more images with the labels of the request or of a label set, or discover labels without them.
 
     If some images cannot be read, their results carry an `error`. If all of them fail, the request fails.
     """
-    given = await read_classify_input(request, max_images=parts.limits.max_images)
-    task = await parts.resolver.resolve(given.fields.request(caller.namespace))
+    resolver, pipeline, limits = classify_parts(request)
+    caller = caller_of(request)
+    given = await read_classify_input(request, max_images=limits.max_images)
+    task = await resolver.resolve(given.fields.request(caller.namespace))
     # Images named by id are not encoded again.
     await caller.spend_images(sum(not isinstance(image, ImageId) for image in given.images))
-    classification = await unless_disconnected(request, parts.pipeline.classify(given.images, task))
+    classification = await unless_disconnected(request, pipeline.classify(given.images, task))
     log_fields(
         request,
         model=task.model,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, log_fields
-from app.api.dependencies import EmbedderDependency, ImageCountLimitsDependency
+from app.api.auth.access import caller_of, log_fields
+from app.api.dependencies import embedding_parts
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
-from app.api.routing import guarded_router
+from app.api.routing import DirectRoute, guarded_router
 from app.api.schemas.embeddings import EmbeddingsBody, EmbeddingsResponse
 from app.types import ImageFeatures
 
-router = guarded_router(tags=["embeddings"])
+router = guarded_router(tags=["embeddings"], route_class=DirectRoute)
 
 _BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": EmbeddingsBody.model_json_schema()}}}
@@ -24,17 +24,16 @@ _BODY = {
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, openapi_extra=_BODY)
-async def create_embeddings(
-    request: Request, embedder: EmbedderDependency, limits: ImageCountLimitsDependency, caller: CallerDependency
-) -> Response:
+async def create_embeddings(request: Request) -> Response:
     """Return the embedding of each text or image, a vector of length 1; dot products are cosine similarities."""
+    embedder, limits = embedding_parts(request)
     body, images = await read_embeddings_input(request, max_images=limits.max_images)
     if images is None:
         model, features = await unless_disconnected(
             request, embedder.embed_texts(body.input, model=body.model, dimensions=body.dimensions)
         )
     else:
-        await caller.spend_images(len(images))
+        await caller_of(request).spend_images(len(images))
         model, features = await unless_disconnected(
             request, embedder.embed_images(images, model=body.model, dimensions=body.dimensions)
         )
