@@ -2,18 +2,16 @@
 
 import asyncio
 import re
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, QueryParams, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import QueryParams
 
 from app.api.errors import from_pydantic
+from app.api.multipart_forms import Form, parse_form
 from app.api.schemas._base import unknown_field
 from app.api.schemas.classification import ClassifyBody, ClassifyFields
 from app.api.schemas.databases import SearchBody, SearchFields
@@ -25,7 +23,6 @@ from app.errors import (
     BodyTooLargeError,
     ClientError,
     InvalidFieldError,
-    MalformedRequestError,
     NotAnImageError,
     TooLargeError,
     UnsupportedMediaTypeError,
@@ -38,8 +35,6 @@ from app.names.labels import split_labels
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
-# For a form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
-_MAX_FIELD_BYTES = 4 * 1024 * 1024
 _MAX_FIELDS = 1_100
 # A search takes one image; the parser accepts more so that the error can say how many were sent.
 _MAX_SEARCH_IMAGES = 16
@@ -51,9 +46,6 @@ _URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 # Content types of programs that do not know what they send; the last one is the default of curl.
 _UNTYPED = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"})
-
-_FILE_NAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
-_EXTENDED_FILE_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
 
 FORM = "multipart/form-data"
 JSON = "application/json"
@@ -105,9 +97,8 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
         return ClassifyInput([await request.body()], _validated(ClassifyFields, _query_fields(request.query_params)))
     _check_media_type(request, media_type)
     if media_type == FORM:
-        async with open_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST") as form:
-            fields = _validated(ClassifyFields, form_fields(form))
-            return ClassifyInput([await read_image_part(part) for part in form.getlist("image")], fields)
+        form, fields = await read_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST")
+        return ClassifyInput(form.images, _validated(ClassifyFields, fields))
     # Parsing a large body and its base64 takes as long as decoding an image, so it runs in a thread.
     return await asyncio.to_thread(_classify_input_from_json, await request.body(), max_images)
 
@@ -130,12 +121,10 @@ async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput 
         return _validated(SearchFields, _query_fields(request.query_params)), await request.body()
     _check_media_type(request, media_type)
     if media_type == FORM:
-        async with open_form(request, _MAX_SEARCH_IMAGES, _MAX_FIELDS, "") as form:
-            fields = _validated(SearchFields, form_fields(form))
-            images = form.getlist("image")
-            if len(images) > 1:
-                raise InvalidFieldError.of("image", f"{len(images)} images are given; a caption search takes one")
-            return fields, await read_image_part(images[0])
+        form, fields = await read_form(request, _MAX_SEARCH_IMAGES, _MAX_FIELDS, "")
+        if len(form.images) > 1:
+            raise InvalidFieldError.of("image", f"{len(form.images)} images are given; a caption search takes one")
+        return _validated(SearchFields, fields), form.images[0]
     return await asyncio.to_thread(_search_input_from_json, await request.body())
 
 
@@ -239,9 +228,8 @@ def check_field_names(names: Sequence[str], allowed: Sequence[str]) -> None:
         raise InvalidFieldError.of(unknown[0], unknown_field(unknown[0], allowed))
 
 
-@asynccontextmanager
-async def open_form(request: Request, max_images: int, max_fields: int, setting: str) -> AsyncIterator[FormData]:
-    """Parse a form and yield it.
+async def read_form(request: Request, max_images: int, max_fields: int, setting: str) -> tuple[Form, dict[str, Any]]:
+    """Read a form, and return it with its fields, labels and classes as lists.
 
     Args:
         request: a request with multipart/form-data.
@@ -251,79 +239,12 @@ async def open_form(request: Request, max_images: int, max_fields: int, setting:
 
     Raises:
         MalformedRequestError: the form cannot be parsed.
+        InvalidFieldError: there is no image, another part is a file, or a field is repeated.
         TooLargeError: the form exceeds a limit.
     """
-    try:
-        async with _form_of(request, max_images + 1, max_fields) as form:
-            if len(form.getlist("image")) > max_images:
-                raise _too_many_images(max_images, setting)
-            yield form
-    except MultiPartException as error:
-        # Starlette raises this for every fault of a form, exceeded limits included.
-        if "files" in error.message:
-            raise _too_many_images(max_images, setting) from error
-        if "exceeded" in error.message or "Too many" in error.message:
-            raise TooLargeError(f"the form exceeds a limit: {error.message}") from error
-        raise MalformedRequestError(f"the form cannot be parsed: {error.message}") from error
-    except UnicodeError as error:
-        raise MalformedRequestError(f"the form is not in the charset that its Content-Type names: {error}") from error
-
-
-@asynccontextmanager
-async def _form_of(request: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
-    limits = {"max_files": max_files, "max_fields": max_fields, "max_part_size": _MAX_FIELD_BYTES}
-    async with aclosing(request.stream()) as stream:
-        form = await _FormParser(request.headers, stream, **limits).parse()
-    try:
-        yield form
-    finally:
-        await form.close()
-
-
-class _FormParser(MultiPartParser):
-    """Takes more parts for files than Starlette, which only looks for ``filename``.
-
-    Files stay in memory, which the budget of all bodies allows for; files on disk would need file descriptors.
-    """
-
-    spool_max_size = sys.maxsize
-
-    def on_headers_finished(self) -> None:
-        """Give a part a file name if it has only ``filename*`` (RFC 5987), or the content type of a file."""
-        part = self._current_part
-        disposition = part.content_disposition or b""
-        media_type = dict(part.item_headers).get(b"content-type", b"").lower()
-        is_file = media_type.startswith((b"image/", b"application/octet-stream"))
-        if not _FILE_NAME.search(disposition) and (is_file or _EXTENDED_FILE_NAME.search(disposition)):
-            part.content_disposition = disposition + b'; filename="image"'
-        super().on_headers_finished()
-
-
-async def read_image_part(part: UploadFile | str) -> bytes:
-    """Return the bytes of a part named ``image``, once; raises ``InvalidFieldError`` if the part is not a file."""
-    if isinstance(part, str):
-        raise InvalidFieldError.of("image", "must be a file; give its part a filename in Content-Disposition")
-    content = await part.read()
-    await part.close()  # otherwise each image is in memory twice
-    return content
-
-
-def form_fields(form: FormData) -> dict[str, Any]:
-    """Return all parts except the images, with labels and classes as lists.
-
-    Raises:
-        InvalidFieldError: there is no image, another part is a file, or a field is repeated.
-    """
-    if not form.getlist("image"):
-        raise InvalidFieldError.of("image", "is missing; send one or more file parts named image")
-    text: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
-        if name == "image":
-            continue
-        if not isinstance(value, str):
-            raise InvalidFieldError.of(name, "is a file; file parts must be named image")
-        text.setdefault(name, []).append(value)
-    return _field_values(text)
+    too_many_images = _too_many_images(max_images, setting)
+    form = await parse_form(request, max_images=max_images, max_fields=max_fields, too_many_images=too_many_images)
+    return form, _field_values(form.fields)
 
 
 def _query_fields(query: QueryParams) -> dict[str, Any]:

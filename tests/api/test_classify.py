@@ -884,3 +884,40 @@ def test_many_requests_in_a_row_leave_no_image_in_the_queue(client):
         as_json(client, [picture(), b"no image"], labels=["a"])
     (model,) = client.get("/v1/models").json()["models"]
     assert model["queued_images"] == 0
+
+
+@pytest.mark.parametrize(
+    ("of_form", "of_part"),
+    [("; charset=iso-8859-1", ""), ("", "\r\nContent-Type: text/plain; charset=ISO-8859-1"), ("; charset=x", "latin1")],
+)
+def test_a_label_is_read_in_the_charset_of_its_part_or_of_the_form(shared_client, of_form, of_part):
+    of_part = "\r\nContent-Type: text/plain; charset=latin1" if of_part == "latin1" else of_part
+    body = b"--b\r\n" + DISPOSITION + b'; filename="a.png"\r\n\r\n' + picture("blue") + b"\r\n--b\r\n"
+    body += f'Content-Disposition: form-data; name="labels"{of_part}\r\n\r\nblue é,red\r\n--b--'.encode("latin-1")
+    headers = {"content-type": f"multipart/form-data; boundary=b{of_form}"}
+    assert first_labels(shared_client.post("/v1/classify", content=body, headers=headers)) == ["blue é"]
+
+
+@pytest.mark.parametrize("charset", ["x", "hex", "utf-7", "idna", "a" * 1000, "utf-8\x00.utf-8"])
+def test_a_form_in_an_unknown_charset_is_malformed(shared_client, charset):
+    body = b"--b\r\n" + DISPOSITION + b'; filename="a.png"\r\n\r\n' + picture("blue") + b"\r\n--b\r\n"
+    body += f'Content-Disposition: form-data; name="labels"\r\nContent-Type: text/plain; charset="{charset}"'.encode()
+    body += b"\r\n\r\nred\r\n--b--"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = problem_of(shared_client.post("/v1/classify", content=body, headers=headers), "malformed-request")
+    assert "charset" in answer["detail"]
+
+
+def test_a_part_with_odd_bytes_in_its_file_name_is_an_image(shared_client):
+    body = b"--b\r\n" + DISPOSITION + b'; filename="\xff\xfe.png"\r\n\r\n' + picture("blue") + b"\r\n--b\r\n"
+    body += b'Content-Disposition: form-data; name="labels"\r\n\r\nred,blue\r\n--b--'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert first_labels(shared_client.post("/v1/classify", content=body, headers=headers)) == ["blue"]
+
+
+@pytest.mark.parametrize(("size", "status"), [(4 * 1024**2, 422), (4 * 1024**2 + 1, 413)])
+def test_a_field_of_a_form_has_a_maximum_size(shared_client, size, status):
+    body = b"--b\r\n" + DISPOSITION + b'; filename="a.png"\r\n\r\n' + picture("blue") + b"\r\n--b\r\n"
+    body += b'Content-Disposition: form-data; name="template"\r\n\r\n' + b"a" * size + b"\r\n--b--"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert shared_client.post("/v1/classify", content=body, headers=headers).status_code == status

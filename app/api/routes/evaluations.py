@@ -20,11 +20,9 @@ from app.api.dependencies import (
 from app.api.forms import (
     IMAGE_FILES,
     check_field_names,
-    form_fields,
     media_type_of,
-    open_form,
     parse_json,
-    read_image_part,
+    read_form,
 )
 from app.api.routing import guarded_router
 from app.api.schemas.jobs import JobBody
@@ -114,25 +112,23 @@ async def evaluate_label_set(
         multi_label = label_set.multi_label if body.multi_label is None else body.multi_label
         return _accepted(await jobs.add(label_set, task.model, body.template, multi_label=multi_label), response)
     max_images = limits.max_evaluation_images
-    async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
-        fields = form_fields(form)
-        check_field_names(list(fields), ("image", *_FIELDS))
-        parts, classes = form.getlist("image"), fields.get("class", [])
-        if len(classes) != len(parts):
-            raise InvalidFieldError.of(
-                "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
-            )
-        truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set)
-        template = fields.get("template")
-        model = catalogue_name(fields["model"]) if "model" in fields else None
-        task = await resolver.resolve_label_set(label_set, model=model, template=template, multi_label=False)
-        await caller.spend_images(len(parts))
-        encoded: list[np.ndarray | ClientError] = []
-        for first in range(0, len(parts), _ENCODED_AT_ONCE):
-            restart_deadline(request)
-            images = [await read_image_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
-            # Once its first batch is admitted, the request waits if other requests fill the queue.
-            encoded += await examples.encode(task.model, images, wait=first > 0)
+    form, fields = await read_form(request, max_images, max_images + len(_FIELDS), "")
+    check_field_names(list(fields), ("image", *_FIELDS))
+    count, classes = len(form.images), fields.get("class", [])
+    if len(classes) != count:
+        raise InvalidFieldError.of(
+            "class", f"{count} images and {len(classes)} classes are given; send one class for each image"
+        )
+    truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set)
+    template = fields.get("template")
+    model = catalogue_name(fields["model"]) if "model" in fields else None
+    task = await resolver.resolve_label_set(label_set, model=model, template=template, multi_label=False)
+    await caller.spend_images(count)
+    encoded: list[np.ndarray | ClientError] = []
+    while form.images:
+        restart_deadline(request)
+        # Once its first batch is admitted, the request waits if other requests fill the queue.
+        encoded += await examples.encode(task.model, form.take_images(_ENCODED_AT_ONCE), wait=bool(encoded))
     features, classes_of_readable, skipped = _readable(encoded, truth)
     job = await jobs.add(
         label_set, task.model, template, (features, classes_of_readable), skipped, multi_label=multi_label

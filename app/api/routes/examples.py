@@ -19,11 +19,9 @@ from app.api.dependencies import (
 from app.api.forms import (
     IMAGE_FILES,
     check_field_names,
-    form_fields,
     media_type_of,
-    open_form,
     parse_json,
-    read_image_part,
+    read_form,
 )
 from app.api.routing import guarded_router
 from app.api.schemas._base import ModelName
@@ -137,19 +135,19 @@ async def _add_form(
     max_images: int,
     caller: Caller,
 ) -> AddedExamplesResponse:
-    async with open_form(request, max_images, max_images + 1, "") as form:
-        fields = form_fields(form)
-        check_field_names(list(fields), ("image", "class"))
-        parts = form.getlist("image")
-        classnames = await asyncio.to_thread(read_classes, fields.get("class", []), len(parts), label_set.classnames)
-        await caller.spend_images(len(parts))
-        prepared: list[NewExample | ClientError] = []
-        for first in range(0, len(parts), _ENCODED_AT_ONCE):
-            restart_deadline(request)
-            batch = slice(first, first + _ENCODED_AT_ONCE)
-            images = [await read_image_part(part) for part in parts[batch]]
-            # Once its first batch is admitted, the request waits if other requests fill the queue.
-            prepared += await examples.prepare(label_set.name, images, classnames[batch], wait=first > 0)
+    form, fields = await read_form(request, max_images, max_images + 1, "")
+    check_field_names(list(fields), ("image", "class"))
+    count = len(form.images)
+    classnames = await asyncio.to_thread(read_classes, fields.get("class", []), count, label_set.classnames)
+    await caller.spend_images(count)
+    prepared: list[NewExample | ClientError] = []
+    while form.images:
+        restart_deadline(request)
+        images, first = form.take_images(_ENCODED_AT_ONCE), len(prepared)
+        # Once its first batch is admitted, the request waits if other requests fill the queue.
+        prepared += await examples.prepare(
+            label_set.name, images, classnames[first : first + len(images)], wait=first > 0
+        )
     items = [example for example in prepared if isinstance(example, NewExample)]
     if not items:
         assert isinstance(prepared[0], ClientError)
