@@ -58,6 +58,7 @@ from app.names.kinds import WordKinds
 from app.observability.health import Health
 from app.observability.loops import Loops
 from app.observability.metrics import Metrics
+from app.observability.tracing import enable_stages
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
@@ -466,6 +467,8 @@ def create_app(
     """
     if settings.traces and find_spec("opentelemetry.sdk") is None:
         raise ConfigurationError(needs_extra("DEIXIS_TRACES", "otel"))
+    if settings.traces:
+        enable_stages()
     metrics = Metrics(__version__)
     file_keys = [] if settings.api_keys_file is None else load_keys_file(settings.api_keys_file)
     quotas = Quotas(

@@ -9,20 +9,29 @@ from starlette.requests import ClientDisconnect, Request
 
 Result = TypeVar("Result")
 
+# Most requests are done by then, and need no task that watches the connection.
+_WATCHED_AFTER_S = 0.2
+
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of the work, and cancel it if the client disconnects. Call it after the body has been read.
+    """Return the result of the work; if the client disconnects, cancel work that takes long.
+
+    Call it after the body has been read.
 
     Raises:
         ClientDisconnect: the client disconnected.
     """
+    watching: list[asyncio.Task[None]] = []
     try:
         async with asyncio.timeout(None) as until_disconnected:
-            watching = asyncio.create_task(_watch(request, until_disconnected))
+            start = asyncio.get_running_loop().call_later
+            timer = start(_WATCHED_AFTER_S, _start_watching, request, until_disconnected, watching)
             try:
                 return await work
             finally:
-                watching.cancel()
+                timer.cancel()
+                while watching:
+                    watching.pop().cancel()
     except TimeoutError:
         if until_disconnected.expired():
             raise ClientDisconnect from None
@@ -30,7 +39,11 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
     finally:
         # The traceback of an error refers to this frame, which must not refer to the task that will hold the error: the
         # cycle would keep the images of the request in memory.
-        del until_disconnected, watching
+        del until_disconnected, timer
+
+
+def _start_watching(request: Request, until: asyncio.Timeout, watching: list[asyncio.Task[None]]) -> None:
+    watching.append(asyncio.create_task(_watch(request, until)))
 
 
 async def _watch(request: Request, until_disconnected: asyncio.Timeout) -> None:

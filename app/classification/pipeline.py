@@ -91,14 +91,20 @@ class Pipeline:
         began = time.perf_counter()
         async with self._models.deadline():
             with self._models.admitted(served, len(fetched), within_s=self._models.request_timeout_s) as read:
-                reading = [read(image) for image in fetched]
                 if task.database is not None:
-                    read_images = await gather_or_cancel(*reading)
+                    read_images = await gather_or_cancel(*map(read, fetched))
                     return await self._named(
                         task, images, began, self._with_kept(task.model, images, read_images, began)
                     )
-                # Texts are cached as a rule; new ones are encoded while the images are decoded.
-                (classifier, text_ready), *encoded = await gather_or_cancel(self._timed_classifier(task), *reading)
+                if len(fetched) == 1:
+                    # Most requests have one image and known texts, so that nothing would run at the same time.
+                    classifier, text_ready = await self._timed_classifier(task)
+                    encoded = [await read(fetched[0])]
+                else:
+                    # New texts are encoded while the images are decoded.
+                    (classifier, text_ready), *encoded = await gather_or_cancel(
+                        self._timed_classifier(task), *map(read, fetched)
+                    )
             adapt_began = time.perf_counter()
             encoded = self._with_kept(task.model, images, encoded, began)
             good = [image for image in encoded if not isinstance(image, ClientError)]

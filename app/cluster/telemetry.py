@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from ray import serve
 
 from app.observability.metrics import Metrics
+from app.observability.tracing import enable_stages
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ def send_traces() -> None:
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    enable_stages()
 
 
 async def gather_expositions(handles: Mapping[str, Any]) -> bytes:
