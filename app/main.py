@@ -537,10 +537,11 @@ def create_app(
         redirect_slashes=False,
     )
     errors.install(app)
-    documentation.install(app)
-    playground.install(app)
+    # First, because a request is compared with one route after another.
     for router in ROUTERS:
         add_routes(app, router)
+    documentation.install(app)
+    playground.install(app)
     app.add_middleware(
         HostCheck,
         rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),

@@ -6,7 +6,7 @@ uvicorn limits none of these. The request head is the request line and the heade
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import structlog
@@ -37,6 +37,9 @@ _FREE_DESCRIPTORS = 64
 # After a refusal, the connection stays open for this time and discards what the client still sends. Closing it
 # immediately would reset it, and the client might not receive the response.
 _LINGER_S = 2.0
+
+# Written in one iteration of the event loop, and not sent yet.
+_MAX_WAITING_BYTES = 64 * 1024
 
 _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -69,6 +72,47 @@ class _RefusedError(Exception):
     """Raised in a parser callback; the parser reports it as an error of the request."""
 
 
+class _JoinedWrites:
+    """A transport that sends all that is written in one iteration of the event loop at once.
+
+    uvicorn writes the head of a response and then its body. Each would wake the client, which is on the same cores
+    where it is a proxy.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send the data at the end of this iteration; much data at once, so that the caller notices a slow client."""
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self._flush()
+
+    def write_eof(self) -> None:
+        """Send the end of the data."""
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        """Close the connection when all data have been sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            self._transport.writelines(waiting)
+
+
 class BoundedConnection(HttpToolsProtocol):
     """A connection with limits; ``bounded`` returns a subclass with its limits set."""
 
@@ -90,6 +134,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout of the first head, or refuse the connection."""
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _JoinedWrites(transport, self.loop))
         excess = len(self.connections) - self.limits.connections
         free = self._free_descriptors(transport)
         if excess > 0:

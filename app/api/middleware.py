@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 from asgi_correlation_id import correlation_id
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import problem_response
@@ -204,7 +204,8 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp, *, cross_origin: bool) -> None:
         self._app = app
-        self._headers = {**_HEADERS, **({"Cross-Origin-Resource-Policy": "cross-origin"} if cross_origin else {})}
+        headers = {**_HEADERS, **({"Cross-Origin-Resource-Policy": "cross-origin"} if cross_origin else {})}
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request with the wrapped application."""
@@ -214,9 +215,10 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers.setdefault(name, value)
+                # Names are in lower case (ASGI).
+                present = {name for name, _ in message["headers"]}
+                missing = [header for header in self._headers if header[0] not in present]
+                message["headers"] = [*message["headers"], *missing]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -233,6 +235,8 @@ class AccessLog:
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        # Bound once: the logger of the module looks for its configuration at each event.
+        self._log = log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request with the wrapped application."""
@@ -261,7 +265,7 @@ class AccessLog:
                 if route not in _UNCOUNTED_ROUTES:
                     self._metrics.request(route, scope["method"], status, seconds)
                 trace = {} if (traced := trace_id()) is None else {"trace_id": traced}
-                log.info(
+                self._log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"][:_MAX_LOGGED_PATH_CHARS],

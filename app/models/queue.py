@@ -533,10 +533,11 @@ class EncodeQueue(TurnQueue[Item, Row]):
         self._measured(busy * len(entries), ended - began)
         self._regrow()
         worker.last_ended = self._last_ended = ended
-        self._settle_for(worker, entries, [(row, began, ended) for row in rows])
         self._metrics.batch(len(entries), ended - began)
         for entry in entries:
             self._metrics.waited(began - entry.submitted)
+        # Last, because the event loop needs the interpreter from now on.
+        self._settle_for(worker, entries, [(row, began, ended) for row in rows])
 
     def _recover(self, worker: _Worker[Item, Row], entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
         """Try the halves of a failed batch separately; a single entry gets the error."""
