@@ -9,6 +9,7 @@ so a service that requires keys does not need these rules.
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,6 +28,8 @@ _PRIVATE_SUFFIXES = (".svc", ".cluster.local", ".internal")
 # The names by which containers reach a service on the loopback address of their host.
 _FROM_CONTAINERS = frozenset({"host.docker.internal", "host.containers.internal"})
 _MAX_SHOWN_CHARS = 200
+# Values of Host whose answer is kept; a service has one or two names.
+_CACHED_HOSTS = 64
 
 
 class HostRules:
@@ -46,14 +49,14 @@ class HostRules:
         self._allowed_suffixes = tuple(host[1:] for host in self._allowed if host.startswith("*."))
         self._own = {"localhost", own, *_FROM_CONTAINERS, *(() if self._is_local else _machine_names())}
         self._origins = frozenset(origin.lower() for origin in cors_origins)
+        self._answers_for = lru_cache(_CACHED_HOSTS)(self._find_answer_for)
 
     def problem(self, scope: Scope) -> DeixisError | None:
         """Return why a request is refused; None if it is not."""
         headers = scope["headers"]
         # Only programs send no Host; a browser always does.
         host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
-        match = _HOST.fullmatch(host)
-        if host and (match is None or not self._is_served(_normalised(match[1]))):
+        if host and not self._answers_for(host):
             return MisdirectedRequestError(
                 f"this service does not answer for the host '{host[:_MAX_SHOWN_CHARS]}', because it needs no API key"
                 " and a web page could reach it under that name; add the name to DEIXIS_ALLOWED_HOSTS, or require keys"
@@ -73,6 +76,10 @@ class HostRules:
             f"a page {origin} may not send {scope['method']} requests to this service, which needs no API key; add its"
             " origin to DEIXIS_CORS_ORIGINS, or the service's public host name to DEIXIS_ALLOWED_HOSTS"
         )
+
+    def _find_answer_for(self, host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        return match is not None and self._is_served(_normalised(match[1]))
 
     def _is_served(self, name: str) -> bool:
         if "*" in self._allowed or name in self._own or self._is_listed(name):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import structlog
 from asgi_correlation_id import correlation_id
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import problem_response
@@ -79,16 +78,16 @@ class BodyLimits:
     budget: BodyBudget
     takes_images: Callable[[str], bool]
 
-    def for_path(self, path: str) -> tuple[int, BodyTooLargeError]:
-        """Return the maximum size for a path, and the error for larger bodies."""
-        takes_images = self.takes_images(path)
-        max_bytes = self.max_bytes if takes_images else self.max_json_bytes
-        way_out = (
-            "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES"
-            if takes_images
-            else "send less at a time"
-        )
-        return max_bytes, BodyTooLargeError(f"the request body has more than {max_bytes:,} bytes; {way_out}")
+    def for_path(self, path: str) -> int:
+        """Return the maximum size in bytes of the body of a request for a path."""
+        return self.max_bytes if self.takes_images(path) else self.max_json_bytes
+
+    def too_large(self, path: str) -> BodyTooLargeError:
+        """Return the error for a larger body."""
+        way_out = "send less at a time"
+        if self.takes_images(path):
+            way_out = "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES"
+        return BodyTooLargeError(f"the request body has more than {self.for_path(path):,} bytes; {way_out}")
 
 
 class BoundedBody:
@@ -110,13 +109,12 @@ class BoundedBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        max_bytes, too_large = self._limits.for_path(scope["path"])
-        declared = headers.get("content-length", "0")
+        path = scope["path"]
+        max_bytes, declared = self._limits.for_path(path), _header(scope, b"content-length", "0")
         if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > max_bytes):
-            await problem_response(too_large)(scope, receive, send)
+            await problem_response(self._limits.too_large(path))(scope, receive, send)
             return
-        if (coding := headers.get("content-encoding", "identity").strip().lower()) not in {"", "identity"}:
+        if (coding := _header(scope, b"content-encoding", "").strip().lower()) not in {"", "identity"}:
             refusal = UnsupportedMediaTypeError(
                 f"the content encoding '{coding}' is not supported; send the body uncompressed"
             )
@@ -146,7 +144,7 @@ class BoundedBody:
             count = len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if received + count > max_bytes:
-                refused = too_large
+                refused = self._limits.too_large(path)
                 raise _RefusedError
             if not budget.reserve(count):
                 refused = OverloadedError(
@@ -174,6 +172,10 @@ class BoundedBody:
         if refused is not None and not response_started:
             # The rest of the body is not read.
             await problem_response(refused, {"Connection": "close"})(scope, receive, send)
+
+
+def _header(scope: Scope, name: bytes, default: str) -> str:
+    return next((value.decode("latin-1") for each, value in scope["headers"] if each == name), default)
 
 
 def _truncated(received: int, declared: int) -> MalformedRequestError:
