@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -303,96 +303,114 @@ class NearWordBody(Response):
     similarity: float = Field(description="Cosine similarity of the image and the word.")
 
 
-class OutOfVocabularyBody(Response):
+class OutOfVocabularyBody(TypedDict):
     """Unknown-class scores: all are higher for images that show none of the classes."""
 
-    score: float | None = Field(
-        description="Probability in [0, 1] that the image shows none of the labels, from its similarities with 1,159"
-        " everyday words except those related to the labels. Null while the words are encoded after the first start,"
-        " and if almost all words are kinds of the labels."
-    )
-    nearest: list[NearWordBody] | None = Field(
-        description="With `explain`: the words that are more similar to the image than the best label, at most 10."
-    )
-    mcm: float = Field(
-        description="Maximum concept matching: 1 minus the largest softmax of the similarities, in [0, 1)."
-    )
-    energy: float = Field(description="Energy score: minus the logsumexp of the logits; any real number.")
+    score: Annotated[
+        float | None,
+        Field(
+            description="Probability in [0, 1] that the image shows none of the labels, from its similarities with"
+            " 1,159 everyday words except those related to the labels. Null while the words are encoded after the first"
+            " start, and if almost all words are kinds of the labels."
+        ),
+    ]
+    nearest: Annotated[
+        list[NearWordBody] | None,
+        Field(
+            description="With `explain`: the words that are more similar to the image than the best label, at most 10."
+        ),
+    ]
+    mcm: Annotated[
+        float,
+        Field(description="Maximum concept matching: 1 minus the largest softmax of the similarities, in [0, 1)."),
+    ]
+    energy: Annotated[float, Field(description="Energy score: minus the logsumexp of the logits; any real number.")]
 
 
-class ResultBody(Response):
+class ResultBody(TypedDict):
     """The result of one image."""
 
     predictions: list[PredictionBody]
-    labels: list[str] | None = Field(
-        None,
-        description="With `multi_label`: all labels whose score reaches their threshold, best first; empty if none"
-        " does. Null without it.",
-    )
-    out_of_vocabulary: OutOfVocabularyBody | None = Field(
-        None, description="Null without labels, and if the image could not be read."
-    )
-    rejected: bool | None = Field(
-        None,
-        description="True if the image shows none of the classes; null without `reject_below`,"
-        " `false_rejection_rate` or `reject`.",
-    )
-    rejection_score: float | None = Field(
-        None,
-        description="The score that was compared with the threshold: `calibration.reject_by` says which one. Without a"
-        " calibration, the best score, or with `reject` 1 minus `out_of_vocabulary.score`, whose threshold is 0.5.",
-    )
-    prediction_set: list[str] | None = Field(
-        None,
-        description="Labels that contain the true one with probability `coverage`, best first; null without"
-        " `coverage`.",
-    )
-    explanation: ExplanationBody | None = Field(None, description="Null without `explain`.")
-    image_id: str | None = Field(
-        None,
-        description="With `keep_features`: the id under which later requests can name this image; valid for an hour,"
-        " with the same model, in the same process.",
-    )
-    weak_match: bool | None = Field(
-        None,
-        description="True if `out_of_vocabulary.score` is above 0.5: probably none of the labels fits. Null where this"
-        " is not known, and with methods that learn from images.",
-    )
-    path: list[PathStepBody] | None = Field(
-        None,
-        description="With parents of classes: the labels from a root to where the answer stops: the best class below"
-        " the best labels, or with `min_score` the last label whose score reaches it. Empty if no score reaches it, or"
-        " the image is `rejected` or has no `labels`. Null without parents.",
-    )
-    warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
-    error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
+    labels: Annotated[
+        list[str] | None,
+        Field(
+            description="With `multi_label`: all labels whose score reaches their threshold, best first; empty if none"
+            " does. Null without it.",
+        ),
+    ]
+    out_of_vocabulary: Annotated[
+        OutOfVocabularyBody | None, Field(description="Null without labels, and if the image could not be read.")
+    ]
+    rejected: Annotated[
+        bool | None,
+        Field(
+            description="True if the image shows none of the classes; null without `reject_below`,"
+            " `false_rejection_rate` or `reject`.",
+        ),
+    ]
+    rejection_score: Annotated[
+        float | None,
+        Field(
+            description="The score that was compared with the threshold: `calibration.reject_by` says which one."
+            " Without a calibration, the best score, or with `reject` 1 minus `out_of_vocabulary.score`, whose threshold"
+            " is 0.5.",
+        ),
+    ]
+    prediction_set: Annotated[
+        list[str] | None,
+        Field(
+            description="Labels that contain the true one with probability `coverage`, best first; null without"
+            " `coverage`.",
+        ),
+    ]
+    explanation: Annotated[ExplanationBody | None, Field(description="Null without `explain`.")]
+    image_id: Annotated[
+        str | None,
+        Field(
+            description="With `keep_features`: the id under which later requests can name this image; valid for an"
+            " hour, with the same model, in the same process.",
+        ),
+    ]
+    weak_match: Annotated[
+        bool | None,
+        Field(
+            description="True if `out_of_vocabulary.score` is above 0.5: probably none of the labels fits. Null where"
+            " this is not known, and with methods that learn from images.",
+        ),
+    ]
+    path: Annotated[
+        list[PathStepBody] | None,
+        Field(
+            description="With parents of classes: the labels from a root to where the answer stops: the best class"
+            " below the best labels, or with `min_score` the last label whose score reaches it. Empty if no score"
+            " reaches it, or the image is `rejected` or has no `labels`. Null without parents.",
+        ),
+    ]
+    warnings: Annotated[
+        list[str], Field(description="Conditions that affect this result, such as missing descriptions.")
+    ]
+    error: Annotated[
+        Problem | None, Field(description="Why this image could not be read; the other images have results.")
+    ]
 
-    @classmethod
-    def of(cls, result: ImageResult, problem: ProblemOf, warnings: Sequence[str]) -> "ResultBody":
-        """Convert one image's result; ``problem`` converts its error."""
-        return cls(
-            predictions=[_prediction(prediction) for prediction in result.predictions],
-            labels=None if result.labels is None else list(result.labels),
-            out_of_vocabulary=None
-            if result.out_of_vocabulary is None
-            else _out_of_vocabulary(result.out_of_vocabulary),
-            rejected=result.rejected,
-            rejection_score=result.rejection_score,
-            prediction_set=None if result.prediction_set is None else list(result.prediction_set),
-            explanation=_explanation(result),
-            image_id=result.image_id,
-            weak_match=result.weak_match,
-            path=None
-            if result.path is None
-            else [PathStepBody(label=step.label, score=step.score) for step in result.path],
-            warnings=[*warnings, *result.warnings],
-            error=None if result.error is None else Problem(**problem(result.error)),
-        )
 
-    @classmethod
-    def failed(cls, problem: Problem) -> "ResultBody":
-        """Return the result of an image that could not be read."""
-        return cls(predictions=[], error=problem)
+def _result(result: ImageResult, problem: ProblemOf, warnings: Sequence[str]) -> ResultBody:
+    """Return one image's result; ``problem`` converts its error."""
+    scores, path = result.out_of_vocabulary, result.path
+    return ResultBody(
+        predictions=[_prediction(prediction) for prediction in result.predictions],
+        labels=None if result.labels is None else list(result.labels),
+        out_of_vocabulary=None if scores is None else _out_of_vocabulary(scores),
+        rejected=result.rejected,
+        rejection_score=result.rejection_score,
+        prediction_set=None if result.prediction_set is None else list(result.prediction_set),
+        explanation=_explanation(result),
+        image_id=result.image_id,
+        weak_match=result.weak_match,
+        path=None if path is None else [PathStepBody(label=step.label, score=step.score) for step in path],
+        warnings=[*warnings, *result.warnings],
+        error=None if result.error is None else Problem(**problem(result.error)),
+    )
 
 
 def _out_of_vocabulary(scores: OutOfVocabulary) -> OutOfVocabularyBody:
@@ -451,33 +469,42 @@ class CalibrationBody(Response):
     coverage: float | None = Field(description="The requested coverage of the prediction sets; null without one.")
 
 
-class ClassifyResponse(Response):
+class ClassifyResponse(TypedDict):
     """One result per image, in the order of the request."""
 
     model: str
-    label_set: str | None = Field(description="`name@version`; null for inline labels and without labels.")
-    database: str | None = Field(
-        None, description="`name@generation` of the caption database; null with labels or a label set."
-    )
-    vocabulary: list[SharedNameBody] | None = Field(
-        None, description="With `group`: the shared labels, the most frequent first."
-    )
-    method: str = Field(description="The method used.")
-    reason: str | None = Field(None, description="Why this method was selected; null if the request named a method.")
-    examples: ExamplesUsedBody | None = Field(None, description="Null for a method that uses no example images.")
-    calibration: CalibrationBody | None = Field(None, description="Null if the scores use the scale of the model.")
-    priors: dict[str, float] | None = Field(
-        None, description="The priors that the scores use, divided by their sum; null without priors."
-    )
-    transductive: bool = Field(
-        default=False, description="True if the images of this request influenced each other's results."
-    )
-    multi_label: bool = Field(default=False, description="Whether an image may have several labels.")
+    label_set: Annotated[str | None, Field(description="`name@version`; null for inline labels and without labels.")]
+    database: Annotated[
+        str | None, Field(description="`name@generation` of the caption database; null with labels or a label set.")
+    ]
+    vocabulary: Annotated[
+        list[SharedNameBody] | None, Field(description="With `group`: the shared labels, the most frequent first.")
+    ]
+    method: Annotated[str, Field(description="The method used.")]
+    reason: Annotated[
+        str | None, Field(description="Why this method was selected; null if the request named a method.")
+    ]
+    examples: Annotated[ExamplesUsedBody | None, Field(description="Null for a method that uses no example images.")]
+    calibration: Annotated[CalibrationBody | None, Field(description="Null if the scores use the scale of the model.")]
+    priors: Annotated[
+        dict[str, float] | None,
+        Field(description="The priors that the scores use, divided by their sum; null without priors."),
+    ]
+    transductive: Annotated[
+        bool, Field(description="True if the images of this request influenced each other's results.")
+    ]
+    multi_label: Annotated[bool, Field(description="Whether an image may have several labels.")]
     results: list[ResultBody]
-    timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: text, decode, queue, encode and adapt; without labels also search.",
-        examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
-    )
+    timing_ms: Annotated[
+        dict[str, float],
+        Field(
+            description="Milliseconds per stage: text, decode, queue, encode and adapt; without labels also search.",
+            examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
+        ),
+    ]
+
+
+_RESPONSE, _RESULT = TypeAdapter(ClassifyResponse), TypeAdapter(ResultBody)
 
 
 def serialize(classification: Classification, problem: ProblemOf) -> bytes:
@@ -505,10 +532,9 @@ def serialize(classification: Classification, problem: ProblemOf) -> bytes:
         results=[],
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
     )
-    fields = response.model_dump_json(exclude={"results"}).encode()
+    fields = _RESPONSE.dump_json(response, exclude={"results"})
     results = b",".join(
-        ResultBody.of(result, problem, classification.warnings).model_dump_json().encode()
-        for result in classification.results
+        _RESULT.dump_json(_result(result, problem, classification.warnings)) for result in classification.results
     )
     return fields[:-1] + b',"results":[' + results + b"]}"
 
