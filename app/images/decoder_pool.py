@@ -8,7 +8,7 @@ image pass through a pipe.
 import asyncio
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from app.errors import NotAnImageError, NotReadyError
 from app.images.decode import decode_image
+from app.runtime.worker_threads import WorkerThreads
 from app.types import Pixels
 
 log = structlog.get_logger()
@@ -68,17 +69,15 @@ class ThreadDecoders:
 
     def __init__(self, count: int, limits: ImageLimits) -> None:
         self.limits = limits
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
+        self._threads = WorkerThreads(count, "decode")
 
     async def decode(self, data: bytes, transform: Transform, target_px: int) -> Pixels:
         """Decode and transform an image."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._decode_and_transform, data, transform, target_px
-        )
+        return await self._threads.run(self._decode_and_transform, data, transform, target_px)
 
     def close(self) -> None:
         """Stop the threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _decode_and_transform(self, data: bytes, transform: Transform, target_px: int) -> Pixels:
         limits = self.limits
@@ -99,7 +98,7 @@ class ProcessDecoders:
     def __init__(self, count: int, limits: ImageLimits, timeout_s: float) -> None:
         self.limits = limits
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="transform")
+        self._threads = WorkerThreads(count, "transform")
         self._count = count
         self._processes = self._start_processes()
 
@@ -122,8 +121,7 @@ class ProcessDecoders:
             raise NotAnImageError("the decoder of the image crashed; save it as a baseline JPEG or PNG") from error
         except BrokenExecutor as error:
             raise NotReadyError("the processes that decode images ended and are restarted; try again") from error
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _apply_transform, transform, size, pixels)
+        return await self._threads.run(_apply_transform, transform, size, pixels)
 
     async def _decode_in_process(self, data: bytes, target_px: int) -> tuple[tuple[int, int], bytes]:
         attempts = _ATTEMPTS
@@ -157,7 +155,7 @@ class ProcessDecoders:
         """Stop processes and threads."""
         self._processes.close()  # type: ignore[no-untyped-call]
         self._processes.join()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
 
 def _import_modules() -> None:
