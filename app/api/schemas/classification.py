@@ -352,8 +352,8 @@ class ResultBody(TypedDict):
         float | None,
         Field(
             description="The score that was compared with the threshold: `calibration.reject_by` says which one."
-            " Without a calibration, the best score, or with `reject` 1 minus `out_of_vocabulary.score`, whose threshold"
-            " is 0.5.",
+            " Without a calibration, the best score, or with `reject` 1 minus `out_of_vocabulary.score`, whose"
+            " threshold is 0.5.",
         ),
     ]
     prediction_set: Annotated[
