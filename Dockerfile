@@ -59,6 +59,8 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 FROM build-cuda AS export
 
 ARG MODELS=embedded
+# A mirror of the Hugging Face hub.
+ARG HF_ENDPOINT
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN mkdir --parents /opt/weights/exports /tmp/home \
     && for model in ${MODELS//,/ }; do \
@@ -149,6 +151,7 @@ COPY --from=export /opt/weights /opt/weights
 FROM cuda AS cuda-baked
 
 ARG MODELS=embedded
+ARG HF_ENDPOINT
 ENV DEIXIS_MODELS=${MODELS} \
     DEIXIS_MODEL_CACHE_DIR=/opt/weights
 USER 0:0

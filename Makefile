@@ -34,13 +34,13 @@ format: $(VENV)/.test  ## Format files for `make check`.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench  ## Compare the service with the encoder alone; takes fifteen minutes on an idle machine.
+bench: $(VENV)/.test  ## Compare the service with the encoder alone; takes fifteen minutes on an idle machine.
 	$(BIN)/python -m benchmarks.service --output benchmarks/results
 
-bench-peers: $(VENV)/.bench  ## Compare the service with other servers; the first run creates an environment of 5 GB.
+bench-peers: $(VENV)/.test  ## Compare the service with other servers; the first run creates an environment of 5 GB.
 	$(BIN)/python -m benchmarks.peers --output benchmarks/results
 
-soak: $(VENV)/.bench  ## Send mixed traffic with faults for twenty minutes; fails if memory grows or a response is wrong.
+soak: $(VENV)/.test  ## Send mixed traffic with faults for twenty minutes; fails if memory grows or a response is wrong.
 	$(BIN)/python -m benchmarks.soak
 
 audit: $(VENV)/.audit  ## Check all pinned packages against the online Python package advisory database.
@@ -85,7 +85,7 @@ $(VENV)/.torch: $(VENV)/.serve
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,torch,quantization,postgres,ray,test,check,docs]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,torch,quantization,plots,postgres,ray,test,check,docs]'
 	$(PIP_INSTALL) --no-deps $(WITHOUT_CODE)
 	@# Its metadata asks for an older typer; its other requirements are installed.
 	$(PIP_INSTALL) --no-deps openapi-python-client
@@ -95,8 +95,4 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.audit: $(VENV)/bin/python constraints.txt
 	$(BIN)/python -m venv $(VENV)/audit
 	PIP_CONSTRAINT=constraints.txt $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
-	@touch $@
-
-$(VENV)/.bench: $(VENV)/.test
-	$(PIP_INSTALL) --editable '.[plots]'
 	@touch $@

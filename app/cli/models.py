@@ -108,8 +108,8 @@ def tune_model(
     `serve` makes a shorter measurement when it loads a model for the first time.
 
     With --calibration, the image tower is also quantised to int8. It is used from then on if it is clearly faster, and
-    if at least 99.5 % of its predictions on two thirds of the images are those of single precision. `deixis models
-    export` removes it.
+    if at least 99.5 % of its predictions on two thirds of the images are those of single precision. The precisions fp32
+    and bf16 of the setting DEIXIS_PRECISION ignore it.
     """
     from app.cli.model_loading import tune, tune_int8  # noqa: PLC0415 - the encoders
 

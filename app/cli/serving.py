@@ -104,8 +104,9 @@ def run_service(flags: Mapping[str, str | None]) -> None:
             closing.enter_context(listener)
         asyncio.run(prepare(settings, is_local=all(_is_local(listener) for listener in listeners)))
         if settings.engine == "ray":
+            for listener in listeners:
+                _share(listener)
             port = listeners[0].getsockname()[1]
-            closing.close()  # Ray's own proxies listen
             serve_on_ray(settings.model_copy(update={"port": port}), None)
             return
         app = create_app(settings, lambda _: encoders)
@@ -187,6 +188,15 @@ def _bind(settings: Settings) -> list[socket.socket]:
             listener.close()
         raise _cannot_listen(settings, error) from error
     return listeners
+
+
+def _share(listener: socket.socket) -> None:
+    """Let Ray's proxies bind and listen on the port of a socket that does not listen; it keeps others from the port.
+
+    Set after binding, so that binding has failed if another process listens there in the same way.
+    """
+    if hasattr(socket, "SO_REUSEPORT"):  # enough with SO_REUSEADDR on Linux, needed on macOS, missing on Windows
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:

@@ -77,7 +77,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
 
     def _why_down(self) -> NotReadyError | None:
         # A problem of the last call does not refuse the next: it shows whether an encoder is back.
-        return NotReadyError(f"the queue of {self.name} is closed; the service is stopping") if self._closed else None
+        return self._closed_error() if self._closed else None
 
     def _submitted(self) -> None:
         # The call is sent after the other callbacks of this iteration of the event loop, with the items they add.

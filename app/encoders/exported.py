@@ -110,14 +110,16 @@ def _read(folder: Path, spec: str) -> Export | None:
 def _load_int8(export: Export, folder: Path, options: LoadOptions) -> OpenVinoEncoder | None:
     """Load an exported model with its image tower in int8; None if that does not work."""
     try:
-        image_tower, fingerprint = read_int8(folder, export.checksums[_WEIGHTS])
+        accepted = read_int8(folder, export.checksums[_WEIGHTS])
+        accepted.check_cpu(export.model)
         return _load(
-            export.model_copy(update={"image_fingerprint": fingerprint}),
-            image_tower,
+            export.model_copy(update={"image_fingerprint": accepted.image_fingerprint}),
+            folder / accepted.tower,
             folder,
             replace(options, precision="int8"),
             None,
             has_torch=False,
+            not_quantised=accepted.precision,
         )
     except Exception as error:  # noqa: BLE001 - damaged files let OpenVINO raise errors of any type
         log.warning("int8_not_used", model=export.model, folder=str(folder), reason=one_line(error))
@@ -142,7 +144,9 @@ def _load(
     tuning: Tuning | None,
     *,
     has_torch: bool,
+    not_quantised: str | None = None,
 ) -> OpenVinoEncoder | None:
+    """Load an export with an image tower; in int8, with the precision of the operations that are not quantised."""
     if tuning is None and has_torch and options.backend == "auto":
         stored = stored_tuning(export.model, "cpu", export.image_fingerprint, options)
         tuning = stored if stored and not stored.provisional else None
@@ -152,7 +156,7 @@ def _load(
     size_px = export.preprocessing.size_px
 
     def build(candidate: Candidate) -> ImageTower:
-        return compile_image_tower(image_tower, candidate.precision)
+        return compile_image_tower(image_tower, not_quantised or candidate.precision)
 
     if path is None:
         seconds = options.tuning_seconds if tuning is None else 0.0

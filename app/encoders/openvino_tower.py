@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from app.encoders.tuning import has_bf16_instructions
 from app.runtime.cpu import usable_cores
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels, TextFeatures
@@ -20,13 +19,6 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 # One core each, or more on machines with more cores: each stream needs memory and a thread of the queue.
 _MAX_STREAMS = 8
-
-
-def _precision_hint(precision: str) -> str:
-    """Return the precision of the operations that are not quantised."""
-    if precision == "int8":
-        return "bf16" if has_bf16_instructions() else "f32"
-    return _PRECISIONS[precision]
 
 
 class _Requests:
@@ -99,7 +91,7 @@ def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
 
     Args:
         model: as ``convert_image_tower`` returns it, or the path of its file.
-        precision: ``fp32`` or ``bf16``; ``int8`` for a quantised tower.
+        precision: ``fp32`` or ``bf16``; of a quantised tower, that of the operations which are not quantised.
     """
     streams = min(usable_cores(), _MAX_STREAMS)
     model = _read(model)
@@ -118,7 +110,7 @@ def _read(model: Any) -> Any:
 
 def _compile(model: Any, precision: str, streams: int = 1) -> Any:
     options = {
-        "INFERENCE_PRECISION_HINT": _precision_hint(precision),
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": usable_cores(),
         "NUM_STREAMS": streams,
         # Pinned threads are faster, but several containers on one machine would pin theirs to the same cores.

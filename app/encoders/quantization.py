@@ -4,8 +4,8 @@ Rounding weights and activations to 8 bits changes features more than other prec
 the model and on the images. Therefore a tower is quantised only with images, and is used only if it is clearly faster
 and its predictions on other images are almost always those of single precision.
 
-The tower lies in the folder of the export, with ``int8.json``, which is written last. Using it needs OpenVINO alone;
-NNCF is needed to make it.
+The tower lies in the folder of the export, with ``int8.json``, which is written last and names its files. Using it
+needs OpenVINO alone; NNCF is needed to make it.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import logging
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.encoders._base import ImageTower
 from app.encoders.openvino_tower import compile_image_tower, import_openvino
-from app.encoders.tuning import compare_towers, is_installed
+from app.encoders.tuning import compare_towers, has_bf16_instructions, has_int8_instructions, is_installed
 from app.errors import ModelUnavailableError
 from app.runtime.atomic_files import sync, write_atomically
 from app.runtime.checksums import sha256
@@ -40,7 +41,7 @@ MIN_IMAGES = 300
 MAX_CALIBRATION_IMAGES = 300
 MAX_IMAGES = 1300
 
-_MANIFEST, _TOWER, _WEIGHTS = "int8.json", "image-int8.xml", "image-int8.bin"
+_MANIFEST, _PREFIX = "int8.json", "image-int8"
 _BATCH = 8
 # Operations of attention: NNCF quantises transformers in a way of their own.
 _ATTENTION = frozenset({"ScaledDotProductAttention", "Softmax"})
@@ -51,7 +52,7 @@ class Int8Tower(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     exported_weights: str
     """SHA-256 of the weights that were quantised."""
 
@@ -63,8 +64,30 @@ class Int8Tower(BaseModel):
     labels: int
     agreement: float
     speed_up: float
+    precision: Literal["fp32", "bf16"]
+    """Of the operations that are not quantised, wherever the tower runs."""
+
+    int8_instructions: bool
+    """Whether the CPU on which predictions were compared has them; without them, features differ."""
+
+    tower: str
+    """Name of its file."""
+
     checksums: dict[str, str]
     """SHA-256 of the files of the tower by name."""
+
+    def check_cpu(self, model: str) -> None:
+        """Raise ``ValueError`` if predictions were compared on a CPU that computes differently from this one."""
+        differences = []
+        if self.precision == "bf16" and not has_bf16_instructions():
+            differences.append("with instructions for bf16")
+        if self.int8_instructions != has_int8_instructions():
+            differences.append(f"{'with' if self.int8_instructions else 'without'} instructions for int8")
+        if differences:
+            raise ValueError(
+                f"its predictions were compared on a CPU {' and '.join(differences)}, unlike this one; run `deixis"
+                f" models tune {model} --calibration FOLDER` here"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,7 @@ def quantise_tower(
 ) -> Int8Trial:
     """Quantise the image tower of an export, and keep it in the folder if it is accepted.
 
-    It replaces an earlier one, which is removed if it is refused; until then the folder does not change.
+    It replaces an earlier one, which stays otherwise.
 
     Args:
         folder: of the export.
@@ -135,11 +158,13 @@ def quantise_tower(
     calibration, held_out = pixels[:count], pixels[count:]
     exported = folder / image_tower
     wanted = _features(compile_image_tower(exported, "fp32"), held_out)
+    precision: Literal["fp32", "bf16"] = "bf16" if has_bf16_instructions() else "fp32"
     with temporary_folder(folder, ".int8-") as new:
+        file = new / f"{_PREFIX}-{uuid.uuid4().hex[:8]}.xml"  # of no other tower, so that replacing one takes one step
         ov.save_model(
-            (quantise or _quantise)(ov.Core().read_model(exported), calibration), new / _TOWER, compress_to_fp16=False
+            (quantise or _quantise)(ov.Core().read_model(exported), calibration), file, compress_to_fp16=False
         )
-        tower = compile_image_tower(new / _TOWER, "int8")
+        tower = compile_image_tower(file, precision)
         rows = _features(tower, held_out)
         agreement = float(((rows @ texts.T).argmax(axis=1) == (wanted @ texts.T).argmax(axis=1)).mean())
         speed_up, refused = None, None
@@ -149,24 +174,31 @@ def quantise_tower(
             speed_up, refused = compare_towers(best, tower, held_out[:16], seconds=seconds)
         if refused is None:
             assert speed_up is not None
-            checksums = {name: sha256(new / name) for name in (_TOWER, _WEIGHTS)}
+            parts = (file, file.with_suffix(".bin"))
+            identity = repr((fingerprint, [sha256(part) for part in parts], precision, has_int8_instructions()))
             accepted = Int8Tower(
                 exported_weights=sha256(exported.with_suffix(".bin")),
-                image_fingerprint=hashlib.sha256(f"{fingerprint} {checksums}".encode()).hexdigest()[:32],
+                image_fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
                 calibration_images=len(calibration),
                 held_out_images=len(held_out),
                 labels=len(texts),
                 agreement=agreement,
                 speed_up=round(speed_up, 3),
-                checksums=checksums,
+                precision=precision,
+                int8_instructions=has_int8_instructions(),
+                tower=file.name,
+                checksums={part.name: sha256(part) for part in parts},
             )
-            remove_int8(folder)
-            for name in (_TOWER, _WEIGHTS):
-                sync(new / name)
-                (new / name).rename(folder / name)
+            for part in parts:
+                sync(part)
+                part.rename(folder / part.name)
             write_atomically(folder / _MANIFEST, accepted.model_dump_json(indent=2) + "\n")
-        else:
-            remove_int8(folder)
+            for old in folder.glob(f"{_PREFIX}*"):
+                if old.name not in accepted.checksums:
+                    with contextlib.suppress(OSError):  # Windows keeps files that a server uses
+                        old.unlink()
+        elif has_int8(folder):
+            refused += "; the tower in int8 that was accepted before stays in use"
     return Int8Trial(
         calibration_images=len(calibration),
         held_out_images=len(held_out),
@@ -183,8 +215,8 @@ def has_int8(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
-def read_int8(folder: Path, exported_weights: str) -> tuple[Path, str]:
-    """Return the file of the accepted tower and its fingerprint.
+def read_int8(folder: Path, exported_weights: str) -> Int8Tower:
+    """Return the accepted tower, whose files are as they were written.
 
     Args:
         folder: of the export.
@@ -200,24 +232,18 @@ def read_int8(folder: Path, exported_weights: str) -> tuple[Path, str]:
     for name, checksum in accepted.checksums.items():
         if sha256(folder / name) != checksum:
             raise ValueError(f"the checksum of {name} has changed")
-    return folder / _TOWER, accepted.image_fingerprint
+    return accepted
 
 
 def copy_int8(old: Path, new: Path, exported_weights: str) -> None:
     """Copy the accepted tower of an export to a new export, if there is one and the weights are the same."""
     try:
-        read_int8(old, exported_weights)
+        accepted = read_int8(old, exported_weights)
     except (OSError, ValueError):
         return
-    for name in (_TOWER, _WEIGHTS, _MANIFEST):
+    for name in (*accepted.checksums, _MANIFEST):
         shutil.copyfile(old / name, new / name)
         sync(new / name)
-
-
-def remove_int8(folder: Path) -> None:
-    """Remove the tower of an export, if there is one."""
-    for name in (_MANIFEST, _TOWER, _WEIGHTS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _quantise(model: Any, calibration: Sequence[Pixels]) -> Any:

@@ -128,12 +128,24 @@ def is_installed(package: str) -> bool:
 
 def has_bf16_instructions() -> bool:
     """Return whether this CPU has instructions for bfloat16."""
+    # The first two are of Intel and AMD, the last is of Arm.
+    return _has_flag("avx512_bf16", "amx_bf16", " bf16")
+
+
+def has_int8_instructions() -> bool:
+    """Return whether this CPU has instructions that add products of bytes in 32 bits.
+
+    Other x86 processors add pairs of them in 16 bits, which saturates: the same tower in int8 gives other features.
+    """
+    return _has_flag("avx512_vnni", "avx_vnni", "amx_int8", " asimd")
+
+
+def _has_flag(*flags: str) -> bool:
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    # The first two are of Intel and AMD, the last is of Arm.
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    return any(flag in text for flag in flags)
 
 
 def select_tower(

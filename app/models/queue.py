@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -104,11 +105,13 @@ class _Worker(Generic[Item, Row]):
         begun: every entry that it has taken and not settled.
         busy_since: when its oldest batch began; None while it has none.
         last_ended: when a batch last succeeded.
+        down: why it died, until it is restarted; written under the lock of the queue.
     """
 
     begun: list[Entry[Item, Row]] = field(default_factory=list)
     busy_since: float | None = None
     last_ended: float = 0.0
+    down: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -198,7 +201,7 @@ class TurnQueue(Generic[Item, Row]):
         Raises:
             OverloadedError: not enough places are free, or the items ahead would take longer than ``within_s`` at the
                 measured rate; ``retry_after_s`` is the time that they take.
-            NotReadyError: the queue is closed, or its worker is down.
+            NotReadyError: the queue is closed, or all its workers are down.
         """
         refusal = self._refusal(count, within_s)
         if refusal is not None:
@@ -220,7 +223,8 @@ class TurnQueue(Generic[Item, Row]):
         """Return an item's row; cancelling drops the item unless its batch has started.
 
         Raises:
-            NotReadyError: the queue is closed, its worker died, or the memory has no room for this item alone.
+            NotReadyError: the queue is closed, the worker that had this item died, all workers are down, or the memory
+                has no room for this item alone.
             DeadlineExceededError: the deadline passed while the item waited.
             Exception: raised by the encoder for this item.
         """
@@ -258,7 +262,7 @@ class TurnQueue(Generic[Item, Row]):
             self._closed = True
             waiting = self._take_all()
             self._changed.notify_all()
-        self._fail(waiting)
+        self._fail(waiting, self._closed_error)
 
     def _submitted(self) -> None:
         """Start to encode the items just submitted, if no worker is waiting for them."""
@@ -297,9 +301,12 @@ class TurnQueue(Generic[Item, Row]):
 
     def _why_down(self) -> NotReadyError | None:
         if self._closed:
-            return NotReadyError(f"the queue of {self.name} is closed; the service is stopping")
+            return self._closed_error()
         problem = self.problem
         return None if problem is None else NotReadyError(f"{problem}; try again later")
+
+    def _closed_error(self) -> NotReadyError:
+        return NotReadyError(f"the queue of {self.name} is closed; the service is stopping")
 
     def _take(
         self, at_most: int, *, at_least: int = 1, into: list[Entry[Item, Row]] | None = None
@@ -366,14 +373,13 @@ class TurnQueue(Generic[Item, Row]):
 
         _call_soon(entries[0].future.get_loop(), resolve)
 
-    def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
-        """Fail entries that did not start or cannot finish; by default with the reason why the queue is down."""
-        failures = [error() if error else self._why_down() for _ in entries]
+    def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception]) -> None:
+        """Fail entries that did not start or cannot finish, each with an error of its own."""
 
         def fail() -> None:
-            for entry, failure in zip(entries, failures, strict=True):
+            for entry in entries:
                 if not entry.future.done():
-                    entry.future.set_exception(failure or NotReadyError(f"the queue of {self.name} failed"))
+                    entry.future.set_exception(error())
 
         if entries:
             _call_soon(entries[0].future.get_loop(), fail)
@@ -384,8 +390,8 @@ class EncodeQueue(TurnQueue[Item, Row]):
 
     For use from one event loop. A single thread starts a batch, and possibly the next one, before it waits for the
     first; several threads encode one batch each. If a batch fails, its halves are tried separately, so that only the
-    item that caused the failure gets the error. If a worker itself dies, its items and all waiting ones get an error at
-    once, and it is restarted.
+    item that caused the failure gets the error. If a worker itself dies, its items get an error at once, and it is
+    restarted; until then the others encode what waits. If no other is left, the waiting items get the error too.
 
     Args:
         name: of the threads, for logs and debuggers.
@@ -414,8 +420,6 @@ class EncodeQueue(TurnQueue[Item, Row]):
         self._begin_encoding = begin
         self._stalled_after_s = stalled_after_s
         self._closing = threading.Event()
-        # Used under the lock.
-        self._down: str | None = None
         # Written by the workers.
         self._room = batch_size
         self._good_batches = 0
@@ -433,9 +437,9 @@ class EncodeQueue(TurnQueue[Item, Row]):
     @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None if the queue works."""
-        down = self._down
-        if down is not None:
-            return down
+        reasons = [worker.down for worker in self._workers]
+        if None not in reasons:
+            return reasons[0]
         since = min((since for worker in self._workers if (since := worker.busy_since) is not None), default=None)
         if since is not None and time.perf_counter() - since > self._stalled_after_s:
             return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
@@ -448,6 +452,10 @@ class EncodeQueue(TurnQueue[Item, Row]):
         ends = time.perf_counter() + min(self._stalled_after_s, _CLOSES_WITHIN_S)
         for thread in self._threads:
             thread.join(max(0.0, ends - time.perf_counter()))
+
+    @property
+    def _living(self) -> int:
+        return sum(worker.down is None for worker in self._workers)
 
     # --- the workers' side ---------------------------------------------------------------------------------------
 
@@ -463,17 +471,18 @@ class EncodeQueue(TurnQueue[Item, Row]):
                     restart_after_s = _RESTART_AFTER_S
                 reason = f"the worker of {self.name} ended with {type(error).__name__} and is being restarted"
                 with self._changed:
-                    self._down = reason
-                    lost = [*worker.begun, *self._take_all()]
+                    worker.down = reason
+                    lost = worker.begun if self._living else [*worker.begun, *self._take_all()]
+                    self._changed.notify_all()  # it may have been woken for items that it did not take
                 worker.begun, worker.busy_since = [], None
-                log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
-                self._fail(lost)
-                del lost  # this frame lives as long as the queue
                 self._metrics.restarted()
+                self._fail(lost, partial(NotReadyError, f"{reason}; try again later"))
+                log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
+                del lost  # this frame lives as long as the queue
                 # Not on the condition, where this worker could be notified of an item in place of one that is idle.
                 self._closing.wait(restart_after_s)
                 with self._changed:
-                    self._down = None
+                    worker.down = None
                 restart_after_s = min(2 * restart_after_s, _MAX_RESTART_AFTER_S)
 
     def _work(self, worker: _Worker[Item, Row]) -> None:
@@ -497,7 +506,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
         """Wait until there are items or the queue is closed, and return the next batch of this worker."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            share = -(-self._waiting // len(self._workers))
+            share = -(-self._waiting // self._living)
         return self._take(self._room if self._has_few() else min(self._room, share), into=worker.begun)
 
     def _has_few(self) -> bool:

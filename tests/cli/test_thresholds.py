@@ -79,7 +79,6 @@ def test_a_goal_that_no_threshold_reaches_is_explained(taught):
 
 
 def test_curves_are_drawn_as_a_picture(taught, tmp_path):
-    pytest.importorskip("matplotlib")
     taught("--picture", tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text("utf-8")
 
@@ -91,7 +90,6 @@ def of_label(name, threshold=0.5):
 
 
 def test_labels_with_signs_of_formulas_are_drawn_as_they_are(tmp_path):
-    pytest.importorskip("matplotlib")
     check_picture(tmp_path / "curves.svg")
     write_picture(_figure([of_label("$x^{$")]), tmp_path / "curves.svg")
     assert "$x^{$" in (tmp_path / "curves.svg").read_text("utf-8")

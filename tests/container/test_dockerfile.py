@@ -144,13 +144,14 @@ def test_stages_and_values_are_parsed_as_by_docker():
 
 
 def test_arguments_are_resolved_as_by_docker(tmp_path):
-    first = "FROM x AS one\nARG A\nARG B=3\nARG C=4\nENV SET=$A$B$C UNSEEN=$D\n"
+    first = "FROM x AS one\nARG A\nARG B=3\nARG C=4\nARG UNSET\nENV SET=$A$B$C UNSEEN=$D\n"
     text = f"ARG A=1\nARG B=2\n{first}FROM x AS two\nENV SET=$A\n"
     for given, one in (({}, "134"), ({"A": "5", "B": "6", "C": "7"}, "567")):
         stages = read_dockerfile(text, given)
         for stage in stages.values():
             Root(tmp_path, {}).take(stage)
         assert stages["one"].env == {"SET": one, "UNSEEN": ""}
+        assert stages["one"].args.keys() == {"A", "B", "C"}  # an empty HF_ENDPOINT would be no endpoint
         assert stages["two"].env == {"SET": ""}
 
 

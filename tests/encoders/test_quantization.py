@@ -21,8 +21,6 @@ from app.errors import ModelUnavailableError
 from tests.conftest import picture
 from tests.encoders.test_open_clip import write_model
 
-INT8_FILES = {"int8.json", "image-int8.xml", "image-int8.bin"}
-
 
 def options(folder, **others):
     return LoadOptions(**{"device": "cpu", "data_dir": folder, "exports_dir": folder / "exports", **others})
@@ -90,7 +88,16 @@ def quantised(export, pixels, quantise=same):
 
 
 def int8_files(export):
-    return {file.name for file in export.iterdir()} & INT8_FILES
+    """Return the files of int8 by name; all that an accepted tower needs, and no other, or none."""
+    files = {file.name: file.read_bytes() for file in export.iterdir() if "int8" in file.name}
+    if files:
+        assert files.keys() == {"int8.json", *json.loads(files["int8.json"])["checksums"]}
+    return files
+
+
+def one_of(folder, suffix):
+    (file,) = folder.glob(f"image-int8*{suffix}")
+    return file
 
 
 # --- acceptance ----------------------------------------------------------------------------------------------------
@@ -156,19 +163,97 @@ def test_a_tower_that_is_not_faster_is_refused(export, pixels, compared):
     assert not int8_files(export)
 
 
-def test_a_tower_stays_until_another_replaces_it_or_is_refused(export, pixels, compared):
+def test_a_tower_stays_until_another_replaces_it(export, pixels, compared, monkeypatch):
     quantised(export, pixels)
+    first = int8_files(export)
+    assert first
 
     def stop(*_):
-        assert int8_files(export) == INT8_FILES
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         quantised(export, pixels, stop)
-    assert int8_files(export) == INT8_FILES
-    compared(1.0, "not clearly faster")
+    assert int8_files(export) == first
+    assert "accepted before stays in use" in quantised(export, pixels, inverted).refused
+    assert int8_files(export) == first
+    compared(1.0, "other processes used the CPU")
+    assert "accepted before stays in use" in quantised(export, pixels).refused
+    assert int8_files(export) == first
+
+    compared(3.0, None)
+    with monkeypatch.context() as failing:
+        failing.setattr(quantization, "write_atomically", stop)
+        with pytest.raises(KeyboardInterrupt):  # the last moment before the new one is accepted
+            quantised(export, pixels)
+    assert first.items() <= {file.name: file.read_bytes() for file in export.iterdir()}.items()
     quantised(export, pixels)
-    assert not int8_files(export)
+    assert not first.keys() & int8_files(export).keys() - {"int8.json"}
+    assert json.loads((export / "int8.json").read_text())["speed_up"] == 3.0
+
+
+# --- other processors ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Set the instructions that the CPU seems to have."""
+
+    def having(*, bf16, int8):
+        for module in (quantization, tuning):
+            monkeypatch.setattr(module, "has_bf16_instructions", lambda: bf16)
+            monkeypatch.setattr(module, "has_int8_instructions", lambda: int8)
+
+    return having
+
+
+def test_other_operations_run_in_the_recorded_precision_on_a_newer_processor_too(
+    spec, export, pixels, compared, processor, tmp_path
+):
+    processor(bf16=False, int8=True)
+    quantised(export, pixels)
+    assert json.loads((export / "int8.json").read_text())["precision"] == "fp32"
+    rows = load_encoder(spec, options(tmp_path)).encode_images(pixels[:1])
+    processor(bf16=True, int8=True)
+    encoder = load_encoder(spec, options(tmp_path))
+    assert encoder.image_path.precision == "int8"
+    assert "float32" in str(encoder._image_tower._on_all_cores._compiled.get_property("INFERENCE_PRECISION_HINT"))
+    np.testing.assert_array_equal(encoder.encode_images(pixels[:1]), rows)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "problem"),
+    [
+        ({"bf16": True, "int8": True}, {"bf16": False, "int8": True}, "with instructions for bf16"),
+        ({"bf16": False, "int8": True}, {"bf16": False, "int8": False}, "with instructions for int8"),
+        ({"bf16": False, "int8": False}, {"bf16": False, "int8": True}, "without instructions for int8"),
+    ],
+)
+def test_a_tower_is_not_used_where_its_features_would_be_others_and_stays(
+    spec, export, pixels, compared, processor, monkeypatch, tmp_path, was, now, problem
+):
+    monkeypatch.setattr(quantization, "compile_image_tower", lambda file, _: compile_image_tower(file, "fp32"))
+    processor(**was)
+    quantised(export, pixels)
+    files = int8_files(export)
+    processor(**now)
+    with capture_logs() as logs:
+        assert load_encoder(spec, options(tmp_path)).image_path.precision != "int8"
+    (reason,) = [entry["reason"] for entry in logs if entry["event"] == "int8_not_used"]
+    assert f"on a CPU {problem}, unlike this one; run `deixis models tune {spec} --calibration" in reason
+    export_model(spec, options(tmp_path))
+    assert int8_files(export) == files
+
+
+def test_features_of_processors_that_compute_differently_have_different_fingerprints(
+    export, pixels, compared, processor, monkeypatch
+):
+    monkeypatch.setattr(quantization, "compile_image_tower", lambda file, _: compile_image_tower(file, "fp32"))
+    fingerprints = set()
+    for bf16, int8 in ((True, True), (False, True), (False, False), (True, True)):
+        processor(bf16=bf16, int8=int8)
+        quantised(export, pixels)
+        fingerprints.add(json.loads((export / "int8.json").read_text())["image_fingerprint"])
+    assert len(fingerprints) == 3
 
 
 def test_speed_is_compared_in_turns_and_a_busy_machine_decides_nothing(monkeypatch):
@@ -197,8 +282,8 @@ def test_speed_is_compared_in_turns_and_a_busy_machine_decides_nothing(monkeypat
 # --- files ---------------------------------------------------------------------------------------------------------
 
 DAMAGES = {
-    "other weights": lambda folder: (folder / "image-int8.bin").write_bytes(b"other"),
-    "a missing file": lambda folder: (folder / "image-int8.xml").unlink(),
+    "other weights": lambda folder: one_of(folder, ".bin").write_bytes(b"other"),
+    "a missing file": lambda folder: one_of(folder, ".xml").unlink(),
     "no JSON": lambda folder: (folder / "int8.json").write_text("{"),
     "of another export": lambda folder: (folder / "int8.json").write_text(
         json.dumps({**json.loads((folder / "int8.json").read_text()), "exported_weights": "other"})
@@ -222,17 +307,19 @@ def test_a_damaged_tower_is_logged_and_the_model_runs_as_before(spec, export, pi
 
 def test_the_other_precisions_can_be_measured_beside_the_tower(spec, export, pixels, compared, tmp_path):
     quantised(export, pixels)
+    files = int8_files(export)
     measured = load_encoder(spec, options(tmp_path, measure_again=True, ignore_int8=True, tuning_seconds=0.1))
     assert measured.tuning is not None
     assert measured.image_path.precision != "int8"
-    assert int8_files(export) == INT8_FILES
+    assert int8_files(export) == files
     assert load_encoder(spec, options(tmp_path)).image_path.precision == "int8"
 
 
 def test_a_new_export_keeps_the_tower_of_the_same_weights(spec, export, pixels, compared, tmp_path):
     quantised(export, pixels)
+    files = int8_files(export)
     export_model(spec, options(tmp_path))
-    assert int8_files(export) == INT8_FILES
+    assert int8_files(export) == files
     assert load_encoder(spec, options(tmp_path)).image_path.precision == "int8"
     DAMAGES["of another export"](export)
     export_model(spec, options(tmp_path))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -115,6 +116,13 @@ async def healthy(queue):
     """Wait until the queue has no problem."""
     async with asyncio.timeout(10):
         while queue.problem is not None:  # noqa: ASYNC110 - a thread ends the wait
+            await asyncio.sleep(0.001)
+
+
+async def died(queue, count=1):
+    """Wait until this number of workers is dead and not restarted."""
+    async with asyncio.timeout(10):
+        while sum(worker.down is not None for worker in queue._workers) < count:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.001)
 
 
@@ -240,21 +248,6 @@ async def test_the_rate_counts_all_workers_that_are_busy(start):
     assert 11 < queue._items_per_s <= 20
 
 
-async def test_a_worker_that_dies_does_not_take_the_batches_of_others_with_it(start, monkeypatch):
-    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
-    gate = Gate(shut=True)
-    queue = start(gate, batch_size=1, workers=2)
-    good, bad = (asyncio.create_task(row_of(queue, item)) for item in (3, "death"))
-    await gate.one_has_entered()
-    await gate.one_has_entered()
-    gate.open()
-    assert await good == 9.0
-    with pytest.raises(NotReadyError, match="ended with SystemExit"):
-        await bad
-    await healthy(queue)
-    assert await row_of(queue, 4) == 16.0
-
-
 async def test_a_worker_that_waits_for_its_restart_delays_no_item(start, monkeypatch):
     """One worker restarts at once, the other after a minute."""
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
@@ -288,9 +281,8 @@ async def test_a_worker_that_waits_for_its_restart_delays_no_item(start, monkeyp
     deaths = await entering("death 1", "death 2")
     slow, fast = sorted(["death 1", "death 2"], key=lambda item: taken[item] != taken["first"])
     ends[slow].set()
-    async with asyncio.timeout(10):
-        while queue.problem is None:  # noqa: ASYNC110 - a thread ends the wait
-            await asyncio.sleep(0.001)
+    await died(queue)
+    assert queue.problem is None
     ends[fast].set()
     await asyncio.gather(*deaths, return_exceptions=True)
     await healthy(queue)
@@ -647,6 +639,105 @@ async def test_when_the_worker_dies_all_requests_get_an_error_and_it_is_restarte
     assert await row_of(queue, 3) == 9.0
     assert queue.admitted == queue.waiting == 0
     assert counted("deixis_worker_restarts_total") == 1
+
+
+async def test_a_worker_that_dies_fails_its_own_batch_and_the_others_encode_what_waits(start, monkeypatch, counted):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=4, workers=2)
+    good, bad = (asyncio.create_task(row_of(queue, item)) for item in (3, "death"))
+    await gate.one_has_entered()
+    await gate.one_has_entered()
+    waiting = asyncio.create_task(queue.run([4, 5, 6, 7]))
+    await in_line()
+    gate.open()
+    with pytest.raises(NotReadyError, match="ended with SystemExit and is being restarted; try again later"):
+        await bad
+    async with asyncio.timeout(10):
+        assert await good == 9.0
+        assert [row[0] for row in await waiting] == [16.0, 25.0, 36.0, 49.0]
+        assert queue.problem is None
+        assert await row_of(queue, 8) == 64.0  # while the dead worker waits for its restart
+    assert counted("deixis_rejected_total", reason="not_ready") == 0
+    assert counted("deixis_worker_restarts_total") == 1
+
+
+async def test_when_the_last_worker_dies_the_waiting_items_fail(start, monkeypatch, counted):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=1, workers=2)
+    deaths = []
+    for _ in range(2):
+        deaths.append(asyncio.create_task(row_of(queue, "death")))
+        await gate.one_has_entered()
+    waiting = asyncio.create_task(queue.run([1, 2, 3]))
+    await in_line()
+    gate.open()
+    with pytest.raises(NotReadyError, match="is being restarted"):
+        await asyncio.wait_for(waiting, 10)
+    for death in deaths:
+        with pytest.raises(NotReadyError, match="is being restarted"):
+            await death
+    assert "SystemExit" in queue.problem
+    with pytest.raises(NotReadyError, match="SystemExit"):
+        await row_of(queue, 1)
+    assert counted("deixis_worker_restarts_total") == 2
+
+
+async def test_an_item_whose_worker_dies_before_taking_it_is_encoded_by_another(start, monkeypatch):
+    """Only one worker is woken for a single item."""
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    queue = start(Gate(), workers=2)
+    take = queue._take
+
+    def die_once(*args, **options):
+        monkeypatch.setattr(queue, "_take", take)
+        raise SystemExit
+
+    monkeypatch.setattr(queue, "_take", die_once)
+    assert await asyncio.wait_for(row_of(queue, 3), 10) == 9.0
+    await died(queue)
+
+
+async def test_the_living_workers_share_the_waiting_items(start, monkeypatch):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    gate = Gate()
+    queue = start(gate, batch_size=8, workers=3)
+    for _ in range(2):
+        with pytest.raises(NotReadyError):
+            await row_of(queue, "death")
+    await died(queue, 2)
+    gate.batches.clear()
+    await queue.run(list(range(6)))
+    assert gate.batches == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_exactly_the_items_in_the_batches_of_dead_workers_fail_while_one_lives(start, monkeypatch, seed):
+    """Two of three workers die at random places in a stream of requests."""
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    random = np.random.default_rng(seed)
+    gate = Gate()
+    queue = start(gate, batch_size=8, workers=3)
+    items = [[300 * number + place for place in range(random.integers(1, 6))] for number in range(200)]
+    for number in random.choice(len(items), 2, replace=False):
+        items[number] = ["death"]
+
+    async def request(items):
+        await asyncio.sleep(random.random() * 0.05)
+        with queue.admit(len(items)) as caller:
+            return await asyncio.gather(*(queue.encode(item, caller) for item in items), return_exceptions=True)
+
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*map(request, items))
+    lost = {item for batch in gate.batches if "death" in batch for item in batch}
+    for item, answer in zip(chain(*items), chain(*answers), strict=True):
+        if item in lost:
+            assert isinstance(answer, NotReadyError)
+        else:
+            assert answer.row.item() == float(np.float32(item * item))
+    assert queue.problem is None
+    assert sum(worker.down is not None for worker in queue._workers) == 2
 
 
 async def test_an_error_in_the_code_of_the_queue_loses_no_future(start, monkeypatch):

@@ -13,7 +13,7 @@ router = guarded_router(tags=["probes"])
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz(health: HealthDependency) -> Health:
-    """Liveness: 200 while the event loop and the workers of every model run, 503 if a worker died or hangs."""
+    """Liveness: 200 while the event loop and the workers of every model run, 503 if one hangs or none is left."""
     health.check_alive()
     return Health(status="ok")
 
