@@ -4,7 +4,9 @@ from itertools import pairwise
 from urllib.parse import quote
 
 import pytest
+from pydantic import TypeAdapter
 
+from app.api.schemas.classification import ClassifyResponse, OutOfVocabularyBody, ResultBody
 from app.classification.methods import CASED, METHODS
 from app.encoders.fake import FakeEncoder
 from tests.api.problems import fields_of, problem_of
@@ -921,3 +923,23 @@ def test_a_field_of_a_form_has_a_maximum_size(shared_client, size, status):
     body += b'Content-Disposition: form-data; name="template"\r\n\r\n' + b"a" * size + b"\r\n--b--"
     headers = {"content-type": "multipart/form-data; boundary=b"}
     assert shared_client.post("/v1/classify", content=body, headers=headers).status_code == status
+
+
+# --- responses as they are described ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"labels": "red,green"},
+        {"labels": "red,green", "multi_label": "true", "explain": "true"},
+        {"labels": "red,green", "priors": '{"red": 3, "green": 1}', "reject_below": "0.9", "keep_features": "true"},
+    ],
+)
+def test_a_response_has_the_fields_of_its_description_and_no_others(shared_client, fields):
+    response = as_form(shared_client, [picture("red"), b"not an image"], **fields)
+    body = TypeAdapter(ClassifyResponse).validate_json(response.content, strict=True)
+    assert response.json().keys() == ClassifyResponse.__annotations__.keys()
+    for result in body["results"]:
+        assert result.keys() == ResultBody.__annotations__.keys()
+    assert body["results"][0]["out_of_vocabulary"].keys() == OutOfVocabularyBody.__annotations__.keys()
