@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,9 @@ async def evaluate_label_set(
             restart_deadline(request)
             images = [await read_image_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
             # Once its first batch is admitted, the request waits if other requests fill the queue.
-            encoded += await examples.encode(task.model, images, wait=first > 0)
+            encoded += await examples.encode(
+                task.model, images, wait=first > 0, advance=partial(restart_deadline, request)
+            )
     features, classes_of_readable, skipped = _readable(encoded, truth)
     job = await jobs.add(
         label_set, task.model, template, (features, classes_of_readable), skipped, multi_label=multi_label

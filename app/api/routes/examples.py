@@ -1,6 +1,7 @@
 """Example images of a label set: adding, listing and deleting them, and the method they select."""
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -149,7 +150,9 @@ async def _add_form(
             batch = slice(first, first + _ENCODED_AT_ONCE)
             images = [await read_image_part(part) for part in parts[batch]]
             # Once its first batch is admitted, the request waits if other requests fill the queue.
-            prepared += await examples.prepare(label_set.name, images, classnames[batch], wait=first > 0)
+            prepared += await examples.prepare(
+                label_set.name, images, classnames[batch], wait=first > 0, advance=partial(restart_deadline, request)
+            )
     items = [example for example in prepared if isinstance(example, NewExample)]
     if not items:
         assert isinstance(prepared[0], ClientError)
