@@ -106,7 +106,8 @@ class Work(ABC):
 
     def fit_cpu_s(self) -> float:
         """Return the CPU time of the threads that fit."""
-        return cpu_s_by_thread(self.server.process.pid)["fit"]
+        used = cpu_s_by_thread(self.server.process.pid)
+        return used["fit"] + used["background-fit"]
 
     @contextmanager
     def kept(self) -> Iterator[None]:

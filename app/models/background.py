@@ -48,15 +48,18 @@ class BackgroundEncoding:
         rows: list[_Row] = []
         while len(rows) < len(items):
             async with self._lock:
-                while (wait_s := self._turns.begin()) > 0:  # noqa: ASYNC110 - requests end in other threads too
+                wait_s, counts = self._turns.begin()
+                while wait_s:
                     await asyncio.sleep(wait_s)
+                    wait_s, counts = self._turns.begin()
                 some = items[len(rows) : len(rows) + self._items_of_a_turn(tower)]
                 began = time.perf_counter()
                 try:
                     rows.extend(await encode(some))  # an array would be added to a list number by number
                 finally:
                     took_s = time.perf_counter() - began
-                    self._turns.end(took_s)
+                    if counts:
+                        self._turns.end(took_s)
                 self._s_per_item[tower] = took_s / len(some)
             advance()
         return rows

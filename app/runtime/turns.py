@@ -42,26 +42,27 @@ class Turns:
         """Whether there was a request in the last two seconds."""
         return time.perf_counter() - self._last_request_at() < RECENTLY_S
 
-    def begin(self) -> float:
-        """Begin a turn and return 0, or return the seconds after which to ask again."""
+    def begin(self) -> tuple[float, bool]:
+        """Begin a turn, or return the seconds after which to ask again; 0 if it has begun.
+
+        Also return whether the turn counts, and must be ended by ``end``: one that begins in a pause does not.
+        """
         now = time.perf_counter()
         quiet_in_s = self._last_request_at() + QUIET_S - now
         if quiet_in_s <= 0:
-            return 0.0
+            return 0.0, False
         with self._lock:
             due_in_s = self._due_at - now
             if due_in_s <= 0:
                 # Until it ends and tells how long it took, so that no other turn begins meanwhile.
                 self._due_at = now + TURN_S / SHARE
-                return 0.0
-        return min(quiet_in_s, due_in_s, QUIET_S)
+                return 0.0, True
+        return min(quiet_in_s, due_in_s, QUIET_S), False
 
     def end(self, took_s: float) -> None:
-        """End a turn that used all cores for so long: if there are requests, the next one waits accordingly."""
-        now = time.perf_counter()
-        if self._last_request_at() + QUIET_S > now:
-            with self._lock:
-                self._due_at = max(self._due_at, now) + (took_s - TURN_S) / SHARE
+        """End a turn that used all cores for so long; the next one waits accordingly, unless there is a pause."""
+        with self._lock:
+            self._due_at = max(self._due_at, time.perf_counter()) + (took_s - TURN_S) / SHARE
 
 
 class _ThreadWork:
@@ -72,16 +73,22 @@ class _ThreadWork:
         self._is_awaited = is_awaited
         self._cores = usable_cores()
         self._began = 0.0
+        self._counts = False
 
     def give_way(self) -> None:
         # The time on the core, because requests take the core from a thread of low priority.
         took_s = (time.thread_time() - self._began) / self._cores
         if took_s >= TURN_S:
-            self._turns.end(took_s)
+            if self._counts:
+                self._turns.end(took_s)
             self.wait()
 
     def wait(self) -> None:
-        while not self._is_awaited() and (wait_s := self._turns.begin()) > 0:
+        self._counts = False
+        while not self._is_awaited():
+            wait_s, self._counts = self._turns.begin()
+            if not wait_s:
+                break
             time.sleep(wait_s)
         self._began = time.thread_time()
 

@@ -215,7 +215,7 @@ class NoTurns(Turns):
 
     def begin(self):
         self.asked.set()
-        return 0.0 if self.allowed.is_set() else 0.001
+        return (0.0, True) if self.allowed.is_set() else (0.001, False)
 
 
 @pytest.fixture

@@ -28,12 +28,13 @@ def clock(monkeypatch):
 
 def take_turn(turns, clock, took_s):
     """Take a turn if it may begin, and return its seconds; otherwise wait."""
-    wait_s = turns.begin()
+    wait_s, counts = turns.begin()
     if wait_s:
         clock.now += wait_s
         return 0.0
     clock.now += took_s
-    turns.end(took_s)
+    if counts:
+        turns.end(took_s)
     return took_s
 
 
@@ -52,8 +53,8 @@ def test_all_kinds_of_work_share_the_turns(clock):
 
 def test_no_turn_begins_during_another_one_while_there_are_requests(clock):
     turns = Turns(lambda: clock.now)
-    assert turns.begin() == 0
-    assert turns.begin() > 0
+    assert turns.begin() == (0, True)
+    assert turns.begin()[0] > 0
 
 
 def test_work_runs_without_pauses_while_there_are_no_requests(clock):
@@ -66,9 +67,17 @@ def test_work_begins_when_no_request_has_had_a_place_for_a_moment(clock):
     turns, last = Turns(lambda: last), clock.now
     turns.begin()
     turns.end(10.0)
-    while wait_s := turns.begin():
+    while wait_s := turns.begin()[0]:
         clock.now += wait_s
     assert clock.now - last == pytest.approx(QUIET_S)
+
+
+def test_a_long_turn_that_began_in_a_pause_does_not_delay_the_next_one(clock):
+    last = 0.0
+    turns = Turns(lambda: last)
+    assert take_turn(turns, clock, 10.0) == 10
+    last = clock.now
+    assert turns.begin() == (0, True)
 
 
 def test_work_of_a_thread_counts_by_its_time_on_the_cores(clock):
