@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from app.models import background
 from app.models.background import BackgroundEncoding
 from app.models.queue import TurnQueue
 from app.observability.metrics import Metrics, TowerMetrics
@@ -76,6 +77,21 @@ async def test_a_turn_begins_when_the_turns_allow_it_and_tells_how_long_it_took(
     assert not Recording.waits
     assert len(Recording.took) == 1
     assert Recording.took[0] >= 0.02
+
+
+async def test_a_turn_that_requests_slow_counts_little_longer_than_its_items_take_alone():
+    took = []
+
+    class Recording(AlwaysDue):
+        def end(self, took_s):
+            took.append(took_s)
+
+    tower, encoding = Tower(0.01), BackgroundEncoding(Recording())
+    await encoding.encode("tower", tower, ITEMS[:8])
+    tower.s_per_item = 0.3
+    await encoding.encode("tower", tower, ITEMS[:1])
+    assert took[0] >= 0.08
+    assert took[1] == pytest.approx(background._MAX_CONTENDED * TURN_S)
 
 
 async def test_a_failed_turn_ends_and_the_error_is_raised():
