@@ -51,10 +51,10 @@ class BackgroundEncoding:
         rows: list[_Row] = []
         while len(rows) < len(items):
             async with self._lock:
-                wait_s, counts = self._turns.begin()
+                wait_s, counts = self._turns.begin(self)
                 while wait_s:
                     await asyncio.sleep(wait_s)
-                    wait_s, counts = self._turns.begin()
+                    wait_s, counts = self._turns.begin(self)
                 some = items[len(rows) : len(rows) + self._items_of_a_turn(tower)]
                 began = time.perf_counter()
                 try:

@@ -21,8 +21,16 @@ RECENTLY_S = 2.0
 """Seconds after the last request in which another one is expected."""
 
 
+_ASKS_WITHIN_S = 1.0
+"""Seconds after which work that has not asked again loses its place in the line."""
+
+_NEXT_IN_LINE_S = 0.01
+
+
 class Turns:
-    """Says when background work may take a turn. All kinds of work share the turns; for use from any thread.
+    """Says when background work may take a turn. All kinds of work share the turns, in the order in which they asked.
+
+    For use from any thread.
 
     A turn begins when no request has had a place in a queue for a moment, or at the latest when the turns since then
     have been ``SHARE`` of the time.
@@ -36,28 +44,37 @@ class Turns:
         self._last_request_at = last_request_at
         self._lock = threading.Lock()
         self._due_at = 0.0
+        self._asked_at: dict[object, float] = {}  # in the order of the line
 
     @property
     def is_request_expected(self) -> bool:
         """Whether there was a request in the last two seconds."""
         return time.perf_counter() - self._last_request_at() < RECENTLY_S
 
-    def begin(self) -> tuple[float, bool]:
+    def begin(self, work: object) -> tuple[float, bool]:
         """Begin a turn, or return the seconds after which to ask again; 0 if it has begun.
 
         Also return whether the turn counts, and must be ended by ``end``: one that begins in a pause does not.
+
+        Args:
+            work: identifies the work, which keeps its place in the line.
         """
         now = time.perf_counter()
         quiet_in_s = self._last_request_at() + QUIET_S - now
         if quiet_in_s <= 0:
             return 0.0, False
         with self._lock:
+            line = self._asked_at
+            line[work] = now
+            for other in [other for other, asked_at in line.items() if asked_at < now - _ASKS_WITHIN_S]:
+                del line[other]
             due_in_s = self._due_at - now
-            if due_in_s <= 0:
+            if due_in_s <= 0 and next(iter(line)) is work:
+                del line[work]
                 # Until it ends and tells how long it took, so that no other turn begins meanwhile.
                 self._due_at = now + TURN_S / SHARE
                 return 0.0, True
-        return min(quiet_in_s, due_in_s, QUIET_S), False
+        return min(quiet_in_s, max(due_in_s, _NEXT_IN_LINE_S), QUIET_S), False
 
     def end(self, took_s: float) -> None:
         """End a turn that used all cores for so long; the next one waits accordingly, unless there is a pause."""
@@ -86,7 +103,7 @@ class _ThreadWork:
     def wait(self) -> None:
         self._counts = False
         while not self._is_awaited():
-            wait_s, self._counts = self._turns.begin()
+            wait_s, self._counts = self._turns.begin(self)
             if not wait_s:
                 break
             time.sleep(wait_s)

@@ -213,7 +213,7 @@ class NoTurns(Turns):
         super().__init__()
         self.allowed, self.asked = threading.Event(), threading.Event()
 
-    def begin(self):
+    def begin(self, work):
         self.asked.set()
         return (0.0, True) if self.allowed.is_set() else (0.001, False)
 

@@ -37,7 +37,7 @@ class AlwaysDue(Turns):
     def __init__(self):
         super().__init__(time.perf_counter)
 
-    def begin(self):
+    def begin(self, work):
         return 0.0, True
 
 
@@ -66,7 +66,7 @@ async def test_a_turn_begins_when_the_turns_allow_it_and_tells_how_long_it_took(
     class Recording(Turns):
         waits, took = [0.001, 0.001, 0.0], []
 
-        def begin(self):
+        def begin(self, work):
             return self.waits.pop(0), True
 
         def end(self, took_s):

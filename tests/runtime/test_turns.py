@@ -26,9 +26,9 @@ def clock(monkeypatch):
     return clock
 
 
-def take_turn(turns, clock, took_s):
+def take_turn(turns, clock, took_s, work="work"):
     """Take a turn if it may begin, and return its seconds; otherwise wait."""
-    wait_s, counts = turns.begin()
+    wait_s, counts = turns.begin(work)
     if wait_s:
         clock.now += wait_s
         return 0.0
@@ -53,8 +53,34 @@ def test_all_kinds_of_work_share_the_turns(clock):
 
 def test_no_turn_begins_during_another_one_while_there_are_requests(clock):
     turns = Turns(lambda: clock.now)
-    assert turns.begin() == (0, True)
-    assert turns.begin()[0] > 0
+    assert turns.begin("one") == (0, True)
+    assert turns.begin("other")[0] > 0
+
+
+def test_work_that_asks_less_often_gets_as_many_turns(clock):
+    turns = Turns(lambda: clock.now)
+    begun = {"often": 0, "seldom": 0}
+    for _ in range(10_000):
+        for work in ("often", "often", "often", "seldom"):
+            wait_s, _ = turns.begin(work)
+            clock.now += 0.01
+            if not wait_s:
+                begun[work] += 1
+                turns.end(TURN_S)
+    assert begun["often"] == pytest.approx(begun["seldom"], abs=1)
+    assert begun["seldom"] > 100
+
+
+def test_work_that_stopped_asking_loses_its_place(clock):
+    turns = Turns(lambda: clock.now)
+    turns.begin("first")
+    assert turns.begin("cancelled")[0]
+    assert turns.begin("next")[0]
+    for _ in range(1000):
+        if not turns.begin("next")[0]:
+            return
+        clock.now += QUIET_S
+    pytest.fail("the next in line never had a turn")
 
 
 def test_work_runs_without_pauses_while_there_are_no_requests(clock):
@@ -65,9 +91,9 @@ def test_work_runs_without_pauses_while_there_are_no_requests(clock):
 
 def test_work_begins_when_no_request_has_had_a_place_for_a_moment(clock):
     turns, last = Turns(lambda: last), clock.now
-    turns.begin()
+    turns.begin("work")
     turns.end(10.0)
-    while wait_s := turns.begin()[0]:
+    while wait_s := turns.begin("work")[0]:
         clock.now += wait_s
     assert clock.now - last == pytest.approx(QUIET_S)
 
@@ -77,7 +103,7 @@ def test_a_long_turn_that_began_in_a_pause_does_not_delay_the_next_one(clock):
     turns = Turns(lambda: last)
     assert take_turn(turns, clock, 10.0) == 10
     last = clock.now
-    assert turns.begin() == (0, True)
+    assert turns.begin("work") == (0, True)
 
 
 def test_work_of_a_thread_counts_by_its_time_on_the_cores(clock):
