@@ -293,7 +293,7 @@ async def open_service(
     example_repository = ExampleRepository(engine)
     selection_repository = SelectionRepository(engine)
     class_embedding_cache = ClassEmbeddingCache(settings.class_embedding_cache_bytes, metrics.class_embeddings)
-    fits = FitCache(cache_bytes=settings.fit_cache_bytes)
+    fits = FitCache(cache_bytes=settings.fit_cache_bytes, turns=models.turns)
     classifiers = ClassifierCache(
         models,
         negative_words=NegativeVocabulary(models, _read_negative_words),
@@ -358,7 +358,7 @@ async def open_service(
     )
     select_method = SelectMethodJobs(job_repository, method_selector)
     jobs = Jobs(
-        JobQueue(job_repository, metrics=metrics, loops=loops),
+        JobQueue(job_repository, metrics=metrics, loops=loops, turns=models.turns),
         DescribeJobs(job_repository, describer, label_sets, drafts),
         EvaluateJobs(job_repository, comparer, label_sets, examples, resolver),
         select_method,

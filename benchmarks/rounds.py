@@ -107,6 +107,7 @@ def alternate(
     *,
     watch: Callable[[Collection[int]], Callable[[], float | None]] = watch_others,
     pause_s: float = _PAUSE_S,
+    max_cpu_by_others: float = MAX_CPU_BY_OTHERS,
 ) -> Rounds:
     """Measure the parts in turns, until ``rounds`` rounds count or twice as many were refused.
 
@@ -115,6 +116,7 @@ def alternate(
         rounds: number of rounds.
         watch: see ``watch_others``.
         pause_s: wait after a refused round.
+        max_cpu_by_others: share of the usable cores above which a round is refused.
     """
     accepted: list[Round] = []
     refused = 0
@@ -124,7 +126,7 @@ def alternate(
             share_of_others = watch(part.processes)
             figures[name] = part.measure()
             share = share_of_others()
-            if share is not None and share > MAX_CPU_BY_OTHERS:
+            if share is not None and share > max_cpu_by_others:
                 say(f"refused a round: other processes used {share:.0%} of the cores during '{name}'")
                 refused += 1
                 time.sleep(pause_s)

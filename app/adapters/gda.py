@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
+from app.runtime.turns import give_way
 from app.scoring.calibration import tempered_loss
 from app.types import ImageFeatures, Logits
 
@@ -114,6 +115,7 @@ class GDA(ExampleAdapter):
         zero_shot = self.logit_scale_ * queries @ self.text_.T
         contributions = np.empty_like(zero_shot)
         for fold in range(int(folds.max()) + 1):
+            give_way()
             rest, here = folds != fold, folds[compared] == fold
             weights, biases, pooled = gaussian(rows[rest], labels[rest], self.text_)
             if pooled:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
+from app.runtime.turns import give_way
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
@@ -156,5 +157,6 @@ def _linear(
 def _pieces(pool: Float[np.ndarray, "u d"]) -> Iterator[tuple[slice, Float[np.ndarray, "p d"]]]:
     step = max(1, _AT_ONCE // pool.shape[1])
     for first in range(0, len(pool), step):
+        give_way()
         piece = slice(first, first + step)
         yield piece, pool[piece].astype(np.float64)

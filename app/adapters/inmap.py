@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 
 from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
+from app.runtime.turns import give_way
 from app.scoring.numerics import softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
@@ -169,6 +170,7 @@ def proxies(
     previous = np.inf
     taken = 0
     for taken in range(1, steps + 1):
+        give_way()
         np.matmul(images, (found / tau_i).astype(images.dtype).T, out=shares)
         softmax(shares, out=shares)
         gradient = np.matmul(shares.T, images, out=moved) - wanted
@@ -193,4 +195,6 @@ def _column_sums(kernel: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _pieces(matrix: np.ndarray) -> Iterator[slice]:
     step = max(1, _AT_ONCE // matrix.shape[1])
-    return (slice(first, first + step) for first in range(0, len(matrix), step))
+    for first in range(0, len(matrix), step):
+        give_way()
+        yield slice(first, first + step)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
+from app.runtime.turns import give_way
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
@@ -72,6 +73,7 @@ class TFUP(ExampleAdapter):
         _, first = np.unique(self.labels_, return_index=True)
         step = max(1, _AT_ONCE // len(self.keys_))
         for start in range(0, len(image_features), step):
+            give_way()
             piece = slice(start, start + step)
             rows = image_features[piece].astype(np.float64)
             likeness = similarities(softmax(_SHARPNESS * rows @ text.T), self.log_shares_)
@@ -98,6 +100,7 @@ def select(
     candidates = np.zeros((classes, 0), np.int64)
     step = max(1, _AT_ONCE // max(classes, pool.shape[1]))
     for start in range(0, len(pool), step):
+        give_way()
         rows = pool[start : start + step].astype(np.float64)
         shares = np.concatenate([shares, softmax(_SHARPNESS * rows @ wide.T).T], axis=1)
         numbers = np.broadcast_to(np.arange(start, start + len(rows)), (classes, len(rows)))
@@ -107,6 +110,7 @@ def select(
         candidates = np.take_along_axis(candidates, kept, axis=1)
     chosen = []
     for row in candidates:
+        give_way()
         near = softmax(_SHARPNESS * pool[row].astype(np.float64) @ wide.T)
         chosen.append(row[np.argsort(divergences(near).sum(axis=1), kind="stable")[:shots]])
     return np.concatenate(chosen), np.repeat(np.arange(classes), len(chosen[0]))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import ExampleAdapter, Need
+from app.runtime.turns import give_way
 from app.scoring.calibration import tempered_loss
 from app.types import ImageFeatures, Logits
 
@@ -79,6 +80,7 @@ class TipAdapter(ExampleAdapter):
         logits = zero_shot.copy()
         step = max(1, _AT_ONCE // len(self.keys_))
         for first in range(0, len(image_features), step):
+            give_way()
             piece = slice(first, first + step)
             cosines = image_features[piece] @ self.keys_.T
             logits[piece] += np.float32(self.alpha_) * votes(cosines, self.labels_, self.beta_, logits.shape[1])
@@ -100,6 +102,7 @@ class TipAdapter(ExampleAdapter):
         for beta in BETAS:
             summed_votes = np.empty_like(zero_shot)
             for fold in range(int(folds.max()) + 1):
+                give_way()
                 rest, here = folds != fold, folds[compared] == fold
                 summed_votes[here] = votes(queries[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
             pairs += [(alpha, beta) for alpha in ALPHAS]

@@ -24,6 +24,7 @@ from numpy.typing import DTypeLike
 from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.zlap import required
+from app.runtime.turns import give_way
 from app.scoring.numerics import log_softmax, softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
@@ -199,6 +200,7 @@ def smoothed(
         shares: the shares before.
     """
     for _ in range(_LOOKS):
+        give_way()
         shares = softmax(alone + graph @ shares)
     return shares
 
@@ -221,4 +223,6 @@ def column_sums(shares: Float[np.ndarray, "u c"]) -> Float[np.ndarray, " c"]:
 def pieces(rows: int, width: int) -> Iterator[slice]:
     """Yield slices that divide the rows into pieces of some megabytes."""
     step = max(1, _AT_ONCE // max(1, width))
-    return (slice(first, first + step) for first in range(0, rows, step))
+    for first in range(0, rows, step):
+        give_way()
+        yield slice(first, first + step)

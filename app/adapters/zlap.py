@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike
 
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, log_shares
+from app.runtime.turns import give_way
 from app.types import ImageFeatures, Logits
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Propagation:
         masses = np.empty((len(images), len(self.text)), self.values.dtype)
         step = max(1, _AT_ONCE // (nodes.shape[1] * self.values.shape[1]))
         for first in range(0, len(images), step):
+            give_way()
             piece = slice(first, first + step)
             masses[piece] = self._gathered(nodes[piece], weights[piece])
         return masses
@@ -187,6 +189,7 @@ def nearest_classes(
     cosines = np.empty((len(images), kept), images.dtype)
     step = max(1, _AT_ONCE // len(text))
     for first in range(0, len(images), step):
+        give_way()
         piece = slice(first, first + step)
         similar = images[piece] @ text.T
         indices[piece] = np.argpartition(similar, len(text) - kept, axis=1)[:, len(text) - kept :]
@@ -260,6 +263,7 @@ def conjugate_gradients(system: "sp.csr_array", right: Float[np.ndarray, "s b"])
     squares = _column_squares(residual, residual)
     enough = _TOLERANCE**2 * squares
     for _ in range(_ITERATIONS):
+        give_way()
         unsolved = squares > enough
         if not unsolved.any():
             break

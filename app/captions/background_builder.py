@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from app.captions.manifest import Manifest
 from app.captions.sources import Source
 from app.errors import StoreError
 from app.runtime.cpu import lower_priority
+from app.runtime.turns import taking_turns
 from app.types import TextFeatures
 
 # The progress is reported after each batch.
@@ -131,7 +133,7 @@ class BackgroundBuilder:
             counts = Counts()
             return publish(plan.read(sources, self._wordnet, counts), counts, 0)
 
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, copy_context().run, _in_turns, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -210,6 +212,11 @@ class _Build:
 
 class _StoppedError(Exception):
     """A build was cancelled."""
+
+
+def _in_turns(work: Callable[[], Manifest]) -> Manifest:
+    with taking_turns():
+        return work()
 
 
 async def _as_coroutine(work: Awaitable[Any]) -> Any:

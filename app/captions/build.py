@@ -54,6 +54,7 @@ from app.captions.texts import OFFSETS, TEXTS, CaptionTexts, offsets_of
 from app.errors import InvalidFieldError
 from app.runtime.arrays import map_array
 from app.runtime.atomic_files import atomic_file, write_atomically
+from app.runtime.turns import give_way
 from app.types import ImageFeatures, TextFeatures
 
 EXACT_UP_TO = 75_000
@@ -268,6 +269,7 @@ def _write_offsets(file: Path, lengths: UInt64[np.ndarray, " n"]) -> None:
 def _write_pieces(file: Path, pieces: Iterable[bytes]) -> None:
     with atomic_file(file) as content:
         for piece in pieces:
+            give_way()
             content.write(piece)
 
 

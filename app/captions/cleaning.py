@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt64
 
 from app.errors import InvalidFieldError
 from app.names.text import normalized
+from app.runtime.turns import give_way
 
 # Control characters that are not white space, halves of surrogate pairs, and the byte order mark.
 _DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]")
@@ -81,6 +82,7 @@ def _fitting(captions: Iterable[str], rules: CaptionRules, counts: Counts) -> It
     """Yield the captions that are long enough and of the right script, and whether each was cut."""
     max_raw_chars = _MAX_RAW_CHARS_PER_CHAR * rules.max_chars
     for caption in captions:
+        give_way()
         text = normalized(_DROPPED.sub("", caption[:max_raw_chars]))
         if len(text) < rules.min_chars:
             counts.too_short += 1

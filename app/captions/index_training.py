@@ -26,6 +26,7 @@ from jaxtyping import Float16, Float32, Int64
 from app.captions.index import CaptionIndex
 from app.captions.manifest import FLAT, IVF_PQ, IndexParameters
 from app.runtime.cpu import one_blas_thread
+from app.runtime.turns import give_way
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures
 
@@ -68,7 +69,15 @@ class Threads:
         self._executor = executor
 
     def blocks(self, rows: int, block_size: int, work: Callable[[slice], _Result]) -> Iterator[_Result]:
-        """Yield the result of each block, in order; at most two blocks per thread are submitted ahead."""
+        """Yield the result of each block, in order; at most two blocks per thread are submitted ahead.
+
+        A single thread is the calling one, which makes way for requests.
+        """
+        if self._count == 1:
+            for first in range(0, rows, block_size):
+                give_way()
+                yield work(slice(first, min(first + block_size, rows)))
+            return
         submitted: deque[Future[_Result]] = deque()
         for first in range(0, rows, block_size):
             submitted.append(self._executor.submit(work, slice(first, min(first + block_size, rows))))
@@ -107,6 +116,7 @@ def write_flat_index(features: Float16[np.ndarray, "n d"], content: BinaryIO) ->
     )
     index.train(features[:1].astype(np.float32))
     for first in range(0, len(features), _ROWS_PER_BLOCK):
+        give_way()
         index.add(features[first : first + _ROWS_PER_BLOCK].astype(np.float32))
     _write(index, content)
     return IndexParameters(FLAT)

@@ -17,6 +17,7 @@ from app.captions.generations import disk_errors
 from app.captions.texts import pack
 from app.runtime.arrays import read_arrays
 from app.runtime.atomic_files import atomic_file
+from app.runtime.turns import give_way
 from app.types import TextFeatures
 
 _ROWS_PER_COMPARISON = 1024
@@ -91,6 +92,7 @@ def distinct_rows(file: Path, near_duplicates: float | None) -> Bool[np.ndarray,
         return kept
     wide = features.astype(np.float32)
     for first in range(0, len(wide), _ROWS_PER_COMPARISON):
+        give_way()
         rows = slice(first, first + _ROWS_PER_COMPARISON)
         near = wide[rows] @ wide[: rows.stop].T > near_duplicates
         for row in np.flatnonzero(near.sum(axis=1) > 1):

@@ -409,3 +409,8 @@ def _equal_rows(rows: np.ndarray) -> np.ndarray:
 def recipe_of(task: Task) -> Recipe:
     """Return the prompts that the task's method reads for its classes."""
     return METHODS[task.method].recipe(task.classes, task.templates, dict(task.options))
+
+
+def texts_of(task: Task) -> list[str]:
+    """Return the different texts of these prompts."""
+    return list(dict.fromkeys(text for row in recipe_of(task).rows for text in row.texts))

@@ -28,6 +28,7 @@ from app.observability.metrics import Metrics
 from app.observability.tracing import stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
+from app.runtime.turns import is_in_background
 from app.types import Classification, ImageFeatures, ImageResult, Task
 
 _Result = TypeVar("_Result")
@@ -211,7 +212,7 @@ class Pipeline:
         return await self._run(task, classifier, len(image_features), work)
 
     async def _run(self, task: Task, classifier: Classifier, images: int, work: Callable[[], _Result]) -> _Result:
-        if classifier.transductive:
+        if classifier.transductive or is_in_background():
             # A method that learns from the request takes as long as a fit, and takes its turn among the fits.
             return await self._fits.run(work)
         has_state = METHODS[task.method].stateful  # behind a lock

@@ -4,11 +4,12 @@ import asyncio
 
 import structlog
 
-from app.classification.classifiers import ClassifierCache, recipe_of
+from app.classification.classifiers import ClassifierCache, texts_of
 from app.classification.method_names import AUTO, DEFAULT_METHOD
 from app.classification.resolve import Resolver
 from app.models.registry import ModelRegistry
-from app.types import LabelSet, Task
+from app.runtime.turns import in_background
+from app.types import LabelSet
 
 log = structlog.get_logger()
 
@@ -28,13 +29,10 @@ async def build_classifiers(
         for method in (*methods, AUTO) if label_set.examples_revision else methods:
             task = await resolver.resolve_label_set(label_set, method=method)
             if method in methods:  # the method that is selected needs no other texts
-                await models.store_texts(task.model, await asyncio.to_thread(_texts_of, task))
-            await classifiers.get(task)
+                await models.store_texts(task.model, await asyncio.to_thread(texts_of, task))
+            with in_background(models.turns):
+                await classifiers.get(task)
     except Exception as error:  # noqa: BLE001 - whatever an encoder raises
         # A request for this label set meets the same error and reports it.
         reason = str(error) or type(error).__name__
         log.warning("label_set_not_prewarmed", label_set=label_set.reference, reason=reason)
-
-
-def _texts_of(task: Task) -> list[str]:
-    return list(dict.fromkeys(text for row in recipe_of(task).rows for text in row.texts))

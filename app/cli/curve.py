@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -175,7 +175,9 @@ def _figure(curve: "LearningCurve") -> "Figure":
                 label=name,
             )
         elif flat is not None and (name in {AUTO, DEFAULT_METHOD} or METHODS[name].learns):
-            style = {"color": "black", "linestyle": "--"} if name == DEFAULT_METHOD else {"linestyle": ":"}
+            style: dict[str, Any] = (
+                {"color": "black", "linestyle": "--"} if name == DEFAULT_METHOD else {"linestyle": ":"}
+            )
             axes.axhline(100 * flat.mean, label=name, **style)
     if shots:
         axes.set_xscale("log", base=2)

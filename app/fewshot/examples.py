@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -54,13 +54,16 @@ class ExampleImages:
         self._batch_size = batch_size
         self._keep_files = keep_files
 
-    async def encode(self, model: str, images: Sequence[bytes], *, wait: bool = True) -> list[np.ndarray | ClientError]:
-        """Return each image's unit features (d,), or why it cannot be decoded.
+    async def encode(
+        self, model: str, images: Sequence[bytes], *, wait: bool = True, advance: Callable[[], object] = lambda: None
+    ) -> list[np.ndarray | ClientError]:
+        """Return each image's unit features (d,), or why it cannot be decoded; a few at a time, in turns with requests.
 
         Args:
             model: in service.
             images: files.
             wait: wait while the queue is full.
+            advance: called whenever some images are encoded: with requests, a turn of a few images may take seconds.
 
         Raises:
             OverloadedError: the queue is full, and ``wait`` is false.
@@ -69,7 +72,7 @@ class ExampleImages:
         while len(features) < len(images):
             batch = images[len(features) : len(features) + self._batch_size]
             try:
-                features += await self._models.encode_images(model, batch)
+                features += await self._models.encode_images_in_background(model, batch, advance)
             except OverloadedError as error:
                 if not (wait or features):
                     raise
@@ -77,7 +80,13 @@ class ExampleImages:
         return features
 
     async def prepare(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[tuple[str, ...]], *, wait: bool = True
+        self,
+        name: str,
+        images: Sequence[bytes],
+        classnames: Sequence[tuple[str, ...]],
+        *,
+        wait: bool = True,
+        advance: Callable[[], object] = lambda: None,
     ) -> list[NewExample | ClientError]:
         """Hash images and encode them with every model in service, except images whose features are stored already.
 
@@ -86,6 +95,7 @@ class ExampleImages:
             images: files.
             classnames: the classes of each, none for unlabelled images.
             wait: as in ``encode``.
+            advance: as in ``encode``.
 
         Raises:
             UnknownNameError: no such label set.
@@ -97,7 +107,8 @@ class ExampleImages:
         features: dict[int, dict[str, np.ndarray]] = {index: {} for index in range(len(images))}
         refused: dict[int, ClientError] = {}
         for model, fingerprint in fingerprints.items():
-            rows = await self.encode(model, [images[index] for index in new], wait=wait) if new else []
+            files = [images[index] for index in new]
+            rows = await self.encode(model, files, wait=wait, advance=advance) if new else []
             for index, row in zip(new, rows, strict=True):
                 if isinstance(row, ClientError):
                     refused[index] = row

@@ -4,7 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -17,6 +20,7 @@ from app.adapters._examples import ExampleAdapter, Need
 from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.fewshot.neighbours import NeighbourIndex, use_one_thread
 from app.runtime.cpu import lower_priority, one_blas_thread
+from app.runtime.turns import Turns, give_way, in_background, is_in_background, taking_turns
 from app.scoring.numerics import unit_rows
 from app.types import ClassEmbeddings, ImageFeatures, Logits
 
@@ -130,9 +134,9 @@ class TimedLogits:
 
 def predict(fitted: FittedAdapter, image_features: ImageFeatures) -> TimedLogits:
     """Return the logits of images (n, d)."""
-    began = time.perf_counter()
+    began = time.thread_time()  # without the time in which requests have their turn
     scores = fitted.predict(image_features)
-    return TimedLogits(scores.logits, time.perf_counter() - began, scores.warnings)
+    return TimedLogits(scores.logits, time.thread_time() - began, scores.warnings)
 
 
 def predict_held_out(
@@ -152,6 +156,7 @@ def predict_held_out(
         others = Examples(
             examples.support_features[~held_out], examples.support_labels[~held_out], examples.pool_features
         )
+        give_way()
         predicted = predict(fit(make(), text, others, scale, index), examples.support_features[held_out])
         logits[held_out] = predicted.logits
         seconds += predicted.seconds
@@ -181,18 +186,25 @@ class FitKey:
 class FitCache:
     """Fits adapters to stored examples in the background, keeps them, and fits them again when the examples change.
 
-    Fits of one label set run one after another; at most two fits run at a time, each on one core at low priority.
+    Fits of one label set run one after another; at most two fits run at a time, each on one core at low priority. Work
+    of jobs, and fits that no request waits for, have two threads of their own, and take turns with requests.
 
     Args:
         cache_bytes: limit on all fitted adapters.
+        turns: of the background work; None if there are no requests to make way for.
     """
 
-    def __init__(self, *, cache_bytes: int) -> None:
+    def __init__(self, *, cache_bytes: int, turns: Turns | None = None) -> None:
         self._ready: LRUCache[FitKey, FittedAdapter] = LRUCache(cache_bytes, getsizeof=lambda fitted: fitted.nbytes)
         self._running: dict[tuple[FitKey, int], asyncio.Task[FittedAdapter]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
-        self._threads = ThreadPoolExecutor(_MAX_RUNNING, thread_name_prefix="fit", initializer=lower_priority)
+        self._turns = turns
+        self._waiting_requests = 0
+        self._threads, self._background = (
+            ThreadPoolExecutor(_MAX_RUNNING, thread_name_prefix=name, initializer=lower_priority)
+            for name in ("fit", "background-fit")
+        )
 
     async def get(
         self, key: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]], *, min_revision: int = 0
@@ -226,11 +238,14 @@ class FitCache:
             running = self._running.get((key, revision))
             if running is None:
                 self._check_room(key.label_set)
-                running = asyncio.create_task(self._fit(key, revision, fit))
+                with nullcontext() if ready is None else in_background(self._turns):
+                    running = asyncio.create_task(self._fit(key, revision, fit))
                 self._running[key, revision] = running
                 running.add_done_callback(lambda done: self._finished(key, revision, done))
             if ready is not None:
                 return ready
+            is_request = not is_in_background()
+            self._waiting_requests += is_request
             try:
                 # The fit continues for the next caller if this one leaves.
                 return await asyncio.shield(running)
@@ -239,6 +254,8 @@ class FitCache:
                 if not running.cancelled() or (caller is not None and caller.cancelling()):
                     raise
                 # Examples were deleted during the fit: fit again without them.
+            finally:
+                self._waiting_requests -= is_request
 
     def _check_room(self, label_set: str) -> None:
         """Raise ``OverloadedError`` if many other fits of the label set, with other options, are waiting."""
@@ -250,8 +267,10 @@ class FitCache:
             )
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
-        """Run work on the threads of the fits, so that it takes at most one core from requests."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _on_one_core, work)
+        """Run work on the threads of the fits, so that it takes at most one core from requests; in turns, for jobs."""
+        threads = self._background if is_in_background() else self._threads
+        run = partial(copy_context().run, _on_one_core, work, lambda: self._closing or self._waiting_requests > 0)
+        return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     def forget(self, label_set: str) -> None:
         """Drop every fitted adapter of a label set, and cancel its running fits."""
@@ -272,7 +291,8 @@ class FitCache:
         for running in list(self._running.values()):
             running.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+        for threads in (self._threads, self._background):
+            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
 
     async def _fit(self, key: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]]) -> FittedAdapter:
         lock = self._locks.setdefault(key.label_set, asyncio.Lock())
@@ -305,7 +325,7 @@ class FitCache:
             log.warning("adapter_not_fitted", label_set=key.reference, method=key.method, reason=reason)
 
 
-def _on_one_core(work: Callable[[], _Result]) -> _Result:
+def _on_one_core(work: Callable[[], _Result], is_awaited: Callable[[], bool]) -> _Result:
     use_one_thread()
-    with one_blas_thread():
+    with one_blas_thread(), taking_turns(is_awaited):
         return work()

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from app.adapters._base import Neighbours
+from app.runtime.turns import give_way
 from app.types import ImageFeatures
 
 EXACT_UP_TO = 30_000
@@ -76,6 +77,7 @@ class NeighbourIndex:
         indices = np.empty((count, wanted), np.int64)
         cosines = np.empty((count, wanted), np.float32)
         for first in range(0, count, _QUERIES_AT_ONCE):
+            give_way()
             batch = slice(first, first + _QUERIES_AT_ONCE)
             found = self.search(features[batch], wanted + 1)
             own = np.arange(first, first + len(found.indices))

@@ -19,6 +19,7 @@ from app.errors import ConflictError, DeixisError, StoreError
 from app.names.namespaces import Namespace
 from app.observability.loops import Loops, Progressed
 from app.observability.metrics import Metrics
+from app.runtime.turns import Turns, in_background
 from app.store.jobs import Job, JobRepository, JobStatus
 
 log = structlog.get_logger()
@@ -55,6 +56,7 @@ class JobQueue:
         repository: stores them.
         metrics: counts and times them.
         loops: runs a loop for each kind of job.
+        turns: that jobs take with requests; None if there are no requests to make way for.
         lease_s: seconds without a sign of life after which a process is taken for dead and its jobs are taken over.
         poll_s: seconds between looks for jobs that other processes added.
     """
@@ -65,12 +67,14 @@ class JobQueue:
         *,
         metrics: Metrics | None = None,
         loops: Loops | None = None,
+        turns: Turns | None = None,
         lease_s: float = 15,
         poll_s: float = 3,
     ) -> None:
         self.repository = repository
         self._metrics = metrics or Metrics()
         self._loops = loops or Loops(self._metrics)
+        self._turns = turns
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._owner = uuid.uuid4().hex
@@ -155,7 +159,8 @@ class JobQueue:
             if not await self.repository.advance(job.id, self._owner, done, total):
                 raise asyncio.CancelledError
 
-        work = asyncio.ensure_future(self._handlers[job.kind].run(job, attachment, advance))
+        with in_background(self._turns):
+            work = asyncio.ensure_future(self._handlers[job.kind].run(job, attachment, advance))
         self._running[job.id] = work
         began = time.perf_counter()
         self._metrics.jobs_running.labels(job.kind).inc()

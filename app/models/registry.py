@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +12,13 @@ import numpy as np
 
 from app.errors import ClientError, DeadlineExceededError, NotAnImageError, UnknownNameError
 from app.images.decoder_pool import Decoders
-from app.models.background import BackgroundTurns
+from app.models.background import BackgroundEncoding
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
 from app.observability.loops import Loops
 from app.observability.tracing import past_stage, stage
 from app.prompting.text_feature_store import StoredTextEncoder
+from app.runtime.turns import Turns
 from app.types import Pixels, TextFeatures
 
 # Texts of a label set that are encoded before they are stored.
@@ -57,7 +58,8 @@ class ModelRegistry:
         self._decoders_per_request = decoders_per_request
         self.request_timeout_s = request_timeout_s
         self._created_at = time.perf_counter()
-        self._background = BackgroundTurns(lambda: self.last_used_at)
+        self.turns = Turns(lambda: self.last_used_at)
+        self._background = BackgroundEncoding(self.turns)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -108,7 +110,9 @@ class ModelRegistry:
     async def encode_in_background(self, model: str, texts: Sequence[str]) -> TextFeatures:
         """Return one unit row per text (k, d), a few texts at a time while no request needs any model."""
         served = self.get(model)
-        return await self._background.encode(partial(served.encode_new_texts, is_request=False), texts)
+        encode = partial(served.encode_new_texts, is_request=False)
+        rows: list[np.ndarray] = await self._background.encode((model, "texts"), encode, texts)
+        return np.stack(rows)
 
     async def store_texts(self, model: str, texts: Sequence[str]) -> None:
         """Encode the texts that the store of text features lacks, as ``encode_in_background``, and store them.
@@ -144,22 +148,42 @@ class ModelRegistry:
         """
         served = self.get(model)
         if not has_deadline:
-            with self.admitted(served, len(images), within_s=None) as read:
-                encoded = await gather_or_cancel(*(read(image) for image in images))
-        else:
-            async with self.deadline():
-                with self.admitted(served, len(images), within_s=self.request_timeout_s) as read:
-                    encoded = await gather_or_cancel(*(read(image) for image in images))
+            return await self._encode_images(served, images)
+        async with self.deadline():
+            return await self._encode_images(served, images, within_s=self.request_timeout_s)
+
+    async def encode_images_in_background(
+        self, model: str, images: Sequence[bytes | ClientError], advance: Callable[[], object]
+    ) -> list[np.ndarray | ClientError]:
+        """Return the same, a few images at a time while no request needs any model; raises as ``encode_images``.
+
+        ``advance`` is called after each time.
+        """
+        encode = partial(self._encode_images, self.get(model), is_request=False)
+        return await self._background.encode((model, "images"), encode, images, advance=advance)
+
+    async def _encode_images(
+        self,
+        served: ServedModel,
+        images: Sequence[bytes | ClientError],
+        *,
+        within_s: float | None = None,
+        is_request: bool = True,
+    ) -> list[np.ndarray | ClientError]:
+        with self.admitted(served, len(images), within_s=within_s, is_request=is_request) as read:
+            encoded = await gather_or_cancel(*(read(image) for image in images))
         return [image if isinstance(image, ClientError) else image.features for image in encoded]
 
     @contextmanager
-    def admitted(self, served: ServedModel, count: int, *, within_s: float | None) -> Iterator["ImageReader"]:
+    def admitted(
+        self, served: ServedModel, count: int, *, within_s: float | None, is_request: bool = True
+    ) -> Iterator["ImageReader"]:
         """Take places for images in a model's queue, and yield what decodes and encodes each of them.
 
         Raises:
             OverloadedError: the queue has no room for ``count`` images.
         """
-        with served.images.admit(count, within_s=within_s) as ticket:
+        with served.images.admit(count, within_s=within_s, is_request=is_request) as ticket:
             yield ImageReader(served, self._decoders, ticket, asyncio.Semaphore(self._decoders_per_request))
 
     @property

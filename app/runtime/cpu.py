@@ -10,7 +10,7 @@ from pathlib import Path
 
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
-# Of threads that no request waits for.
+# Of threads that no request waits for, added to that of the process.
 _NICENESS = 10
 _LOWEST_NICENESS = 19
 
@@ -88,7 +88,8 @@ class OtherProcesses:
 def lower_priority() -> None:
     """Give this thread a lower priority, if the system supports priorities of threads."""
     with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def lower_process_priority() -> None:

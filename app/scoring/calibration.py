@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from app.runtime.turns import give_way
 from app.scoring.numerics import log_softmax, log_sum_exp, softmax, tempered_softmax, validate_temperature
 from app.types import RejectBy
 
@@ -87,6 +88,7 @@ def _fitted_log2_inverse(
         prior: the weight, in images, of the prior that draws b to 1.
     """
     for _ in range(halvings):
+        give_way()
         middle = (low + high) / 2
         inverse = 2**middle
         slope = float((softmax(inverse * gaps) * gaps).sum()) + prior * (1 - 1 / inverse)

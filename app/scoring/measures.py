@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from app.errors import InvalidFieldError
+from app.runtime.turns import give_way
 
 Z_95 = 1.959963984540054
 """The standard normal quantile that leaves 2.5 % above it."""
@@ -218,6 +219,7 @@ def bootstrap_interval(correct: Float[np.ndarray, " n"], *, resamples: int = 200
     means: list[float] = []
     at_once = max(1, 4_000_000 // len(values))
     for first in range(0, resamples, at_once):
+        give_way()
         draws = rng.integers(0, len(values), (min(at_once, resamples - first), len(values)))
         means += values[draws].mean(axis=1).tolist()
     low, high = np.percentile(means, [2.5, 97.5])
@@ -242,6 +244,7 @@ def paired_difference(
     as_large = 0
     at_once = max(1, 4_000_000 // len(nonzero))
     for first in range(0, flips, at_once):
+        give_way()
         signs = rng.integers(0, 2, (min(at_once, flips - first), len(nonzero)), dtype=np.int8) * 2 - 1
         # With a tolerance, because sums of the same numbers in another order may differ in their last digit.
         as_large += int((np.abs(signs @ nonzero) >= observed - 1e-9).sum())

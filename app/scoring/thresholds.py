@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from app.runtime.turns import give_way
 from app.scoring.calibration import rejection_threshold
 from app.scoring.multi_label_measures import counts_above
 
@@ -100,6 +101,7 @@ def fit_thresholds(
     every = wide.reshape(-1), is_label.reshape(-1)
 
     def fit(column: np.ndarray, truth: np.ndarray, shared: "_Shared | None" = None) -> tuple[float | None, str | None]:
+        give_way()
         if precision is not None:
             return _at_precision(column, truth, precision)
         if recall is not None:
@@ -152,6 +154,7 @@ def folds_by_labels(is_label: Bool[np.ndarray, "n c"], max_folds: int) -> Int[np
     folds, of_fold = np.zeros(len(is_label), np.int64), np.zeros((max_folds, is_label.shape[1]), np.int64)
     sizes = np.zeros(max_folds, np.int64)
     for image in order.tolist():
+        give_way()
         crowded = of_fold[:, rarest[image]] if is_label[image].any() else sizes
         fold = int(np.lexsort((sizes, crowded))[0])
         folds[image] = fold
@@ -190,6 +193,7 @@ def fit_platt(scores: Float[np.ndarray, " n"], is_label: Bool[np.ndarray, " n"])
     constant = float(np.log(mean / (1 - mean)))
     slope, intercept = 0.0, constant
     for _ in range(100):
+        give_way()
         chances = _sigmoid(slope * standard + intercept)
         errors, weights = chances - targets, chances * (1 - chances)
         gradient = np.array([(errors * standard).sum(), errors.sum()])

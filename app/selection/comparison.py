@@ -1,5 +1,6 @@
 """Every method on the same labelled images, and whether descriptions and examples help."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from app.adapters._base import NO_EXAMPLES, Examples, probabilities
 from app.adapters._class_means import ClassMeans
 from app.adapters._examples import Need
-from app.classification.classifiers import ClassifierCache
+from app.classification.classifiers import ClassifierCache, texts_of
 from app.classification.method_names import DEFAULT_METHOD
 from app.classification.methods import METHODS, Method
 from app.classification.pipeline import Pipeline
@@ -21,6 +22,7 @@ from app.errors import InvalidFieldError, TooLargeError
 from app.fewshot.fitting import FitCache, FittedAdapter, fit, predict, predict_held_out
 from app.fewshot.neighbours import NeighbourIndex
 from app.models.registry import ModelRegistry
+from app.runtime.turns import is_in_background
 from app.scoring.calibration import Rejection
 from app.scoring.measures import (
     Difference,
@@ -291,6 +293,8 @@ class MethodComparer:
         return await self._fits.run(work)
 
     async def _text_scores(self, task: Task, image_features: ImageFeatures) -> MethodScores:
+        if is_in_background():  # the classifier is built as for requests, which may need the same texts
+            await self._models.store_texts(task.model, await asyncio.to_thread(texts_of, task))
         classifier = await self._classifiers.get(task)
         began = time.perf_counter()
         classes = await self._pipeline.predict(task, image_features)

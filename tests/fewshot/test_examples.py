@@ -164,11 +164,11 @@ async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated,
     full = settings.model_copy(update={"max_queued_images": 8})
     async with open_service(full, [gated]) as service:
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
-        encode, refused = service.models.encode_images, asyncio.Event()
+        encode, refused = service.models.encode_images_in_background, asyncio.Event()
 
-        async def recorded(model, images):
+        async def recorded(*arguments):
             try:
-                return await encode(model, images)
+                return await encode(*arguments)
             except OverloadedError:
                 refused.set()
                 raise
@@ -178,7 +178,7 @@ async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated,
         assert await asyncio.to_thread(gated.images_entered.acquire, timeout=10)
         with pytest.raises(OverloadedError):
             await service.examples.prepare("things", shades(2, 50), [()] * 2, wait=False)
-        monkeypatch.setattr(service.models, "encode_images", recorded)
+        monkeypatch.setattr(service.models, "encode_images_in_background", recorded)
         patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [()] * 2))
         await refused.wait()
         gated.open()

@@ -32,6 +32,7 @@ from app.fewshot.fitting import (
 )
 from app.fewshot.neighbours import NeighbourIndex
 from app.runtime import cpu
+from app.runtime.turns import Turns, in_background
 from app.scoring.numerics import stratified_folds
 from tests.shades import rows_about, unit_rows
 
@@ -203,6 +204,63 @@ async def test_a_fit_uses_one_core_at_low_priority(cache, monkeypatch):
     several, priority = await cache.run(work)
     assert not several
     assert priority > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+class NoTurns(Turns):
+    """Requests never pause, and no turn may begin until ``allowed`` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed, self.asked = threading.Event(), threading.Event()
+
+    def begin(self, work):
+        self.asked.set()
+        return (0.0, True) if self.allowed.is_set() else (0.001, False)
+
+
+@pytest.fixture
+async def busy_cache(anyio_backend):
+    turns = NoTurns()
+    made = FitCache(cache_bytes=1000, turns=turns)
+    yield made, turns
+    await made.close()
+
+
+@pytest.mark.anyio
+async def test_work_of_a_job_waits_for_its_turn_and_that_of_requests_does_not(busy_cache):
+    cache, turns = busy_cache
+    with in_background(turns):
+        jobs = [asyncio.create_task(cache.run(lambda: "job")) for _ in range(4)]
+    await asyncio.to_thread(turns.asked.wait, 10)
+    assert await asyncio.wait_for(cache.run(lambda: "request"), 10) == "request"
+    assert not any(job.done() for job in jobs)
+    turns.allowed.set()
+    assert await asyncio.gather(*jobs) == ["job"] * 4
+
+
+@pytest.mark.anyio
+async def test_a_fit_takes_turns_until_a_request_waits_for_it(busy_cache):
+    cache, turns = busy_cache
+
+    def fit(revision):
+        return lambda: cache.run(lambda: fitted(revision))
+
+    old = await cache.get(key_of(), 1, fit(1))  # a request waits for it
+    assert await cache.get(key_of(), 2, fit(2)) is old
+    await asyncio.to_thread(turns.asked.wait, 10)
+    assert await cache.get(key_of(), 2, fit(2)) is old
+    assert (await asyncio.wait_for(cache.get(key_of(), 2, fit(2), min_revision=2), 10)).revision == 2
+
+
+@pytest.mark.anyio
+async def test_a_fit_that_a_job_waits_for_takes_turns(busy_cache):
+    cache, turns = busy_cache
+    with in_background(turns):
+        job = asyncio.create_task(cache.get(key_of(), 1, lambda: cache.run(lambda: fitted(1))))
+    await asyncio.to_thread(turns.asked.wait, 10)
+    assert not job.done()
+    turns.allowed.set()
+    assert (await job).revision == 1
 
 
 @pytest.mark.anyio

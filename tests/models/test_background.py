@@ -1,4 +1,4 @@
-"""Background work takes turns with requests."""
+"""Texts and images are encoded in turns with requests."""
 
 import asyncio
 import time
@@ -7,74 +7,111 @@ import numpy as np
 import pytest
 
 from app.models import background
-from app.models.background import BackgroundTurns
+from app.models.background import BackgroundEncoding
 from app.models.queue import TurnQueue
 from app.observability.metrics import Metrics, TowerMetrics
+from app.runtime.turns import TURN_S, Turns
 
 pytestmark = pytest.mark.anyio
 
-TEXTS = [str(number) for number in range(60)]
+ITEMS = list(range(60))
 
 
 class Tower:
-    """Encodes a text as its number; ``turns`` has the start, the end and the texts of each call."""
+    """Encodes an item as its square; ``turns`` has the start, the end and the items of each call."""
 
-    def __init__(self, s_per_text=0.001):
+    def __init__(self, s_per_item=0.001):
         self.turns = []
-        self.s_per_text = s_per_text
+        self.s_per_item = s_per_item
 
-    async def __call__(self, texts):
+    async def __call__(self, items):
         began = time.perf_counter()
-        await asyncio.sleep(self.s_per_text * len(texts))
-        self.turns.append((began, time.perf_counter(), list(texts)))
-        return np.array([[float(text)] for text in texts], np.float32)
-
-    @property
-    def seconds(self):
-        return [ended - began for began, ended, _ in self.turns]
+        await asyncio.sleep(self.s_per_item * len(items))
+        self.turns.append((began, time.perf_counter(), list(items)))
+        return np.array(items) ** 2  # an array, as towers return
 
 
-async def test_rows_are_in_the_order_of_the_texts_and_turns_are_long_while_nobody_asks():
-    tower = Tower(0.0)
-    rows = await BackgroundTurns(lambda: 0.0).encode(tower, TEXTS)
-    np.testing.assert_array_equal(rows[:, 0], np.arange(60))
+class AlwaysDue(Turns):
+    """Requests never pause, and every turn may begin."""
+
+    def __init__(self):
+        super().__init__(time.perf_counter)
+
+    def begin(self, work):
+        return 0.0, True
+
+
+async def test_rows_are_in_the_order_of_the_items_and_turns_are_long_while_nobody_asks():
+    tower, encoding = Tower(0.0), BackgroundEncoding(Turns())
+    assert await encoding.encode("tower", tower, ITEMS) == [item**2 for item in ITEMS]
     assert len(tower.turns) == 1
 
 
-async def test_requests_without_a_pause_leave_a_small_share_of_the_time(monkeypatch):
-    monkeypatch.setattr(background, "_SHARE", 0.2)
-    tower = Tower()
-    began = time.perf_counter()
-    await BackgroundTurns(time.perf_counter).encode(tower, TEXTS[:30])
-    took_s = time.perf_counter() - began
-    assert sum(len(texts) for *_, texts in tower.turns) == 30
-    assert len(tower.turns) >= 2
-    assert sum(tower.seconds[:-1]) <= 0.25 * took_s
+async def test_while_requests_arrive_a_turn_has_few_items():
+    tower, encoding = Tower(0.004), BackgroundEncoding(AlwaysDue())
+    await encoding.encode("tower", tower, ITEMS[:30])
+    assert max(len(items) for *_, items in tower.turns[1:]) <= TURN_S / 0.004
 
 
-async def test_a_turn_begins_after_a_pause_of_the_requests(monkeypatch):
-    monkeypatch.setattr(background, "_SHARE", 1e-6)
-    last = [time.perf_counter()]
-    turns = BackgroundTurns(lambda: last[0])
-    tower = Tower()
-    await turns.encode(tower, TEXTS[:1])
-    last[0] = time.perf_counter()
-    await asyncio.wait_for(turns.encode(tower, TEXTS[1:2]), 5)
-    assert tower.turns[-1][0] - last[0] >= background._QUIET_S
+async def test_each_tower_has_its_own_speed():
+    slow, other, encoding = Tower(0.03), Tower(0.0), BackgroundEncoding(AlwaysDue())
+    await encoding.encode("slow", slow, ITEMS[:9])
+    await encoding.encode("other", other, ITEMS[:8])
+    await encoding.encode("slow", slow, ITEMS[:2])
+    assert [len(items) for *_, items in slow.turns] == [8, 1, 1, 1]
+    assert len(other.turns[0][2]) == 8
 
 
-async def test_while_requests_arrive_a_turn_is_short(monkeypatch):
-    monkeypatch.setattr(background, "_QUIET_S", 0.0)
-    tower = Tower(0.004)
-    last = time.perf_counter()
-    await BackgroundTurns(lambda: last).encode(tower, TEXTS[:30])
-    assert max(len(texts) for *_, texts in tower.turns[1:]) <= background._TURN_S / 0.004
+async def test_a_turn_begins_when_the_turns_allow_it_and_tells_how_long_it_took():
+    class Recording(Turns):
+        waits, took = [0.001, 0.001, 0.0], []
+
+        def begin(self, work):
+            return self.waits.pop(0), True
+
+        def end(self, took_s):
+            self.took.append(took_s)
+
+    tower = Tower(0.01)
+    await BackgroundEncoding(Recording()).encode("tower", tower, ITEMS[:2])
+    assert not Recording.waits
+    assert len(Recording.took) == 1
+    assert Recording.took[0] >= 0.02
+
+
+async def test_a_turn_that_requests_slow_counts_little_longer_than_its_items_take_alone():
+    took = []
+
+    class Recording(AlwaysDue):
+        def end(self, took_s):
+            took.append(took_s)
+
+    tower, encoding = Tower(0.01), BackgroundEncoding(Recording())
+    await encoding.encode("tower", tower, ITEMS[:8])
+    tower.s_per_item = 0.3
+    await encoding.encode("tower", tower, ITEMS[:1])
+    assert took[0] >= 0.08
+    assert took[1] == pytest.approx(background._MAX_CONTENDED * TURN_S)
+
+
+async def test_a_failed_turn_ends_and_the_error_is_raised():
+    ended = []
+
+    class Recording(AlwaysDue):
+        def end(self, took_s):
+            ended.append(took_s)
+
+    async def fail(items):
+        raise MemoryError(str(items))
+
+    with pytest.raises(MemoryError):
+        await BackgroundEncoding(Recording()).encode("tower", fail, ITEMS)
+    assert len(ended) == 1
 
 
 async def test_two_callers_never_have_a_turn_at_the_same_time():
-    tower = Tower()
-    turns = BackgroundTurns(lambda: 0.0)
-    await asyncio.gather(turns.encode(tower, TEXTS), turns.encode(tower, TEXTS))
+    tower, encoding = Tower(), BackgroundEncoding(Turns())
+    await asyncio.gather(encoding.encode("tower", tower, ITEMS), encoding.encode("tower", tower, ITEMS))
     for (_, ended, _), (began, *_) in zip(tower.turns, tower.turns[1:], strict=False):
         assert ended <= began
 

@@ -44,7 +44,7 @@ class Served:
         return time.perf_counter() if self.users else self.ended_at
 
     @contextmanager
-    def admit(self, count, within_s):
+    def admit(self, count, within_s, *, is_request):
         self.users += 1
         try:
             yield

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,12 @@ async def evaluate_label_set(
     while form.images:
         restart_deadline(request)
         # Once its first batch is admitted, the request waits if other requests fill the queue.
-        encoded += await examples.encode(task.model, form.take_images(_ENCODED_AT_ONCE), wait=bool(encoded))
+        encoded += await examples.encode(
+            task.model,
+            form.take_images(_ENCODED_AT_ONCE),
+            wait=bool(encoded),
+            advance=partial(restart_deadline, request),
+        )
     features, classes_of_readable, skipped = _readable(encoded, truth)
     job = await jobs.add(
         label_set, task.model, template, (features, classes_of_readable), skipped, multi_label=multi_label

@@ -1,6 +1,7 @@
 """Example images of a label set: adding, listing and deleting them, and the method they select."""
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -146,7 +147,11 @@ async def _add_form(
         images, first = form.take_images(_ENCODED_AT_ONCE), len(prepared)
         # Once its first batch is admitted, the request waits if other requests fill the queue.
         prepared += await examples.prepare(
-            label_set.name, images, classnames[first : first + len(images)], wait=first > 0
+            label_set.name,
+            images,
+            classnames[first : first + len(images)],
+            wait=first > 0,
+            advance=partial(restart_deadline, request),
         )
     items = [example for example in prepared if isinstance(example, NewExample)]
     if not items:
