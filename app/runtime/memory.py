@@ -29,7 +29,7 @@ def limit_arenas() -> None:
 async def trim_when_idle(is_idle: Callable[[], bool], every_s: float = 10.0) -> None:
     """Return freed memory to the system when the process has grown; runs until it is cancelled.
 
-    Checks every ``every_s`` seconds. Under a load without pauses it trims at every sixth check.
+    The first check returns what loading the models left. Checks every ``every_s`` seconds. Under a load without pauses it trims at every sixth check.
 
     Args:
         is_idle: returns whether no request encodes images.
@@ -38,7 +38,7 @@ async def trim_when_idle(is_idle: Callable[[], bool], every_s: float = 10.0) -> 
     library = _glibc()
     if library is None:
         return
-    trimmed_bytes, skipped = resident_bytes(), 0
+    trimmed_bytes, skipped = 0, 0
     while True:
         await asyncio.sleep(every_s)
         if resident_bytes() < trimmed_bytes + _MIN_GROWTH_BYTES:
