@@ -15,6 +15,7 @@ from typer.main import get_command, get_group
 
 from app import __version__
 from app.errors import did_you_mean
+from app.runtime.garbage import collections_paused
 
 
 class _Entry(NamedTuple):
@@ -136,7 +137,8 @@ class _LazyCommand(TyperCommand):
         """Import the command."""
         assert self.name is not None
         entry = _ENTRIES[self.name]
-        declared = getattr(import_module(f"app.cli.{entry.module}"), entry.name)
+        with collections_paused():
+            declared = getattr(import_module(f"app.cli.{entry.module}"), entry.name)
         group = typer.Typer(**_STYLE)
         if isinstance(declared, typer.Typer):
             group.add_typer(declared, name=self.name, help=entry.summary)

@@ -19,7 +19,7 @@ TORCH = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 SERVICE = TORCH | {"fastapi", "starlette", "uvicorn", "scipy", "faiss", "app.main"}
 EVERYTHING = SERVICE | {"sqlalchemy", "alembic", "numpy", "structlog"}
 PROGRAM = """
-import contextlib, json, sys
+import contextlib, gc, json, sys
 from deixis.__main__ import main
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["deixis", *arguments]
@@ -28,7 +28,7 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         if end.code:
             sys.exit(f"{arguments}: {end.code}")
-print("modules:", *sys.modules)
+print("frozen:", gc.get_freeze_count(), "modules:", *sys.modules)
 """
 
 
@@ -45,6 +45,9 @@ def run(*commands, **environment):
     )
     assert done.returncode == 0, done.stderr
     output, _, modules = done.stdout.rpartition("modules:")
+    output, _, frozen = output.rpartition("frozen:")
+    # The garbage collector never looks at the modules of a command; `--help` and `--version` of all have none.
+    assert (int(frozen) > 10_000) == any(name.startswith("app.cli.") for name in modules.split())
     return output, set(modules.split())
 
 
