@@ -29,7 +29,8 @@ def limit_arenas() -> None:
 async def trim_when_idle(is_idle: Callable[[], bool], every_s: float = 10.0) -> None:
     """Return freed memory to the system when the process has grown; runs until it is cancelled.
 
-    The first check returns what loading the models left. Checks every ``every_s`` seconds. Under a load without pauses it trims at every sixth check.
+    The first check returns what loading the models left. Checks every ``every_s`` seconds. Under a load without pauses
+    it trims at every sixth check.
 
     Args:
         is_idle: returns whether no request encodes images.
