@@ -47,8 +47,12 @@ async def parse_form(request: Request, *, max_images: int, max_fields: int, too_
     """
     options = parse_options_header(request.headers["content-type"])[1]
     parts = _Parts(max_images, max_fields, too_many_images, options.get("charset") or "utf-8")
+    if not (boundary := options.get("boundary")):
+        raise MalformedRequestError(
+            "the Content-Type of the form has no boundary; leave this header to the HTTP client, which adds it"
+        )
     try:
-        reader = _PartReader(options.get("boundary", ""))
+        reader = _PartReader(boundary)
         async with aclosing(request.stream()) as stream:
             async for received in stream:
                 for part, content in reader.feed(received):
@@ -124,8 +128,11 @@ class _PartReader:
                 raise TooLargeError(f"the form exceeds a limit: the field '{_name(self._part)[:100]}' is over {limit}")
 
     def close(self) -> None:
-        """Check that the last boundary has arrived."""
-        self._parser.close()
+        """Check that the form is complete."""
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            raise MalformedRequestError("the form ends before its last boundary; send all of it") from error
 
 
 def _name(part: MultipartSegment) -> str:

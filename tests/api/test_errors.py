@@ -293,9 +293,13 @@ def test_no_request_is_redirected(client, path):
         ("label set: objects nested 100,000 deep", "recursion limit exceeded at line 1 column"),
         ("label set: add nested 100,000 deep", "recursion limit exceeded at line 1 column"),
         ("label set: a huge number", "number out of range at line 1 column"),
+        ("form: no boundary", "has no boundary; leave this header to the HTTP client"),
+        ("form: an empty boundary", "has no boundary; leave this header to the HTTP client"),
+        ("form: only its beginning", "ends before its last boundary"),
+        ("form: not a form", "ends before its last boundary"),
     ],
 )
-def test_the_detail_says_where_and_why_json_cannot_be_parsed(client, name, reason):
+def test_the_detail_says_where_and_why_a_body_cannot_be_parsed(client, name, reason):
     assert reason in problem_of(send(client, *MALFORMED[name]), "malformed-request")["detail"]
 
 
