@@ -107,6 +107,10 @@ class _JoinedWrites:
         self._flush()
         self._transport.close()
 
+    def discard(self) -> None:
+        """Forget what has not been sent; uvloop raises an error for data after the end of a connection."""
+        self._waiting, self._waiting_bytes = [], 0
+
     def _flush(self) -> None:
         if self._waiting:
             waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
@@ -134,7 +138,8 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout of the first head, or refuse the connection."""
         super().connection_made(transport)
-        self.transport = cast("asyncio.Transport", _JoinedWrites(transport, self.loop))
+        self._joined = _JoinedWrites(transport, self.loop)
+        self.transport = cast("asyncio.Transport", self._joined)
         excess = len(self.connections) - self.limits.connections
         free = self._free_descriptors(transport)
         if excess > 0:
@@ -162,7 +167,8 @@ class BoundedConnection(HttpToolsProtocol):
         return self.limits.descriptors - int(connection.fileno())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
+        """Cancel the timers, and drop what can no longer be sent."""
+        self._joined.discard()
         self._cancel_head_timer()
         self.waiting.pop(self, None)
         if self._read_timer is not None:
