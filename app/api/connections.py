@@ -84,12 +84,15 @@ class _JoinedWrites:
         self._loop = loop
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._is_lost = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         """Send the data at the end of this iteration; much data at once, so that the caller notices a slow client."""
+        if self._is_lost:
+            return
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting.append(data)
@@ -107,9 +110,10 @@ class _JoinedWrites:
         self._flush()
         self._transport.close()
 
-    def discard(self) -> None:
-        """Forget what has not been sent; uvloop raises an error for data after the end of a connection."""
+    def drop(self) -> None:
+        """Drop what has not been sent and what is written from now on, for which uvloop would raise an error."""
         self._waiting, self._waiting_bytes = [], 0
+        self._is_lost = True
 
     def _flush(self) -> None:
         if self._waiting:
@@ -168,7 +172,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers, and drop what can no longer be sent."""
-        self._joined.discard()
+        # uvicorn lets a pipelined request that is not the last one go on.
+        self._joined.drop()
         self._cancel_head_timer()
         self.waiting.pop(self, None)
         if self._read_timer is not None:

@@ -485,6 +485,7 @@ def test_data_written_as_the_connection_ends_are_dropped_without_an_error(loop):
         def connection_lost(self, exc):
             self.transport.write(b"late")  # as a task does that runs just before
             super().connection_lost(ConnectionResetError())
+            self.loop.call_soon(self.transport.write, bytes(100_000))  # as a pipelined request
 
     async def end():
         config = uvicorn.Config(app, log_config=None)
@@ -496,7 +497,8 @@ def test_data_written_as_the_connection_ends_are_dropped_without_an_error(loop):
         writer.write(b"GET")
         with suppress(ConnectionError):
             await reader.read()
-        await asyncio.sleep(0)  # callbacks of the end
+        for _ in range(5):  # callbacks of the end
+            await asyncio.sleep(0)
         writer.close()
         server.close()
 
