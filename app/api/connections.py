@@ -84,12 +84,15 @@ class _JoinedWrites:
         self._loop = loop
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._is_lost = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         """Send the data at the end of this iteration; much data at once, so that the caller notices a slow client."""
+        if self._is_lost:
+            return
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting.append(data)
@@ -106,6 +109,11 @@ class _JoinedWrites:
         """Close the connection when all data have been sent."""
         self._flush()
         self._transport.close()
+
+    def drop(self) -> None:
+        """Drop what has not been sent and what is written from now on, for which uvloop would raise an error."""
+        self._waiting, self._waiting_bytes = [], 0
+        self._is_lost = True
 
     def _flush(self) -> None:
         if self._waiting:
@@ -134,7 +142,8 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout of the first head, or refuse the connection."""
         super().connection_made(transport)
-        self.transport = cast("asyncio.Transport", _JoinedWrites(transport, self.loop))
+        self._joined = _JoinedWrites(transport, self.loop)
+        self.transport = cast("asyncio.Transport", self._joined)
         excess = len(self.connections) - self.limits.connections
         free = self._free_descriptors(transport)
         if excess > 0:
@@ -162,7 +171,9 @@ class BoundedConnection(HttpToolsProtocol):
         return self.limits.descriptors - int(connection.fileno())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
+        """Cancel the timers, and drop what can no longer be sent."""
+        # uvicorn lets a pipelined request that is not the last one go on.
+        self._joined.drop()
         self._cancel_head_timer()
         self.waiting.pop(self, None)
         if self._read_timer is not None:

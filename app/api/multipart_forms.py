@@ -1,5 +1,6 @@
 """Parses multipart/form-data (RFC 7578), keeping its files in memory, which the budget of all bodies allows for."""
 
+import re
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -7,12 +8,14 @@ from encodings import normalize_encoding
 from encodings.aliases import aliases
 
 from fastapi import Request
-from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, header_unquote
 
 from app.errors import InvalidFieldError, MalformedRequestError, TooLargeError
 
 # Of a field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
+# Of Content-Type. Some clients send a boundary such as ``----=_Part_1`` without the quotes that RFC 2045 demands.
+_OPTION = re.compile(r';\s*([^\s;="]+)\s*=\s*("(?:\\.|[^\\"])*"|[^;]*)')
 # The last one makes surrogates, and browsers refuse it too.
 _CHARSETS = frozenset(aliases.values()) - {"utf_7"}
 
@@ -45,7 +48,8 @@ async def parse_form(request: Request, *, max_images: int, max_fields: int, too_
         InvalidFieldError: a part named ``image`` is not a file, another part is one, or there is no image.
         TooLargeError: the form exceeds a limit.
     """
-    options = parse_options_header(request.headers["content-type"])[1]
+    found = _OPTION.findall(request.headers["content-type"])
+    options = {name.lower(): header_unquote(value.strip()) for name, value in found}
     parts = _Parts(max_images, max_fields, too_many_images, options.get("charset") or "utf-8")
     if not (boundary := options.get("boundary")):
         raise MalformedRequestError(

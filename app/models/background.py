@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from app.errors import OverloadedError
 from app.runtime.turns import TURN_S, Turns
 
 _Item = TypeVar("_Item")
@@ -42,6 +43,8 @@ class BackgroundEncoding:
     ) -> list[_Row]:
         """Return the rows of items, encoded a few at a time.
 
+        Once the first of them are encoded, it waits while requests fill the queue; it raises the errors of ``encode``.
+
         Args:
             tower: identifies what encodes, and so has a speed of its own.
             encode: returns a row for each item.
@@ -50,24 +53,41 @@ class BackgroundEncoding:
         """
         rows: list[_Row] = []
         while len(rows) < len(items):
-            async with self._lock:
-                wait_s, counts = self._turns.begin(self)
-                while wait_s:
-                    await asyncio.sleep(wait_s)
-                    wait_s, counts = self._turns.begin(self)
-                some = items[len(rows) : len(rows) + self._items_of_a_turn(tower)]
-                began = time.perf_counter()
-                try:
-                    rows.extend(await encode(some))  # an array would be added to a list number by number
-                    s_per_item = (time.perf_counter() - began) / len(some)
-                    self._s_per_item[tower] = min(s_per_item, self._s_per_item.get(tower, s_per_item))
-                finally:
-                    if counts:
-                        # While requests use the cores, most of the time is theirs.
-                        most_s = max(_MAX_CONTENDED * TURN_S, self._s_per_item.get(tower, 0.0) * len(some))
-                        self._turns.end(min(time.perf_counter() - began, most_s))
-            advance()
+            try:
+                rows += await self._turn(tower, encode, items[len(rows) : len(rows) + _MAX_ITEMS])
+            except OverloadedError as error:
+                if not rows:
+                    raise
+                await asyncio.sleep(error.retry_after_s)
+            else:
+                advance()
         return rows
+
+    async def _turn(
+        self, tower: Hashable, encode: Callable[[Sequence[_Item]], Awaitable[Iterable[_Row]]], items: Sequence[_Item]
+    ) -> list[_Row]:
+        """Wait for a turn, and return the rows of the first items."""
+        async with self._lock:
+            wait_s, counts = self._turns.begin(self)
+            while wait_s:
+                await asyncio.sleep(wait_s)
+                wait_s, counts = self._turns.begin(self)
+            some = items[: self._items_of_a_turn(tower)]
+            began = time.perf_counter()
+            try:
+                rows = list(await encode(some))
+                self._measured(tower, time.perf_counter() - began, rows)
+                return rows
+            finally:
+                if counts:
+                    # While requests use the cores, most of the time is theirs.
+                    most_s = max(_MAX_CONTENDED * TURN_S, self._s_per_item.get(tower, 0.0) * len(some))
+                    self._turns.end(min(time.perf_counter() - began, most_s))
+
+    def _measured(self, tower: Hashable, took_s: float, rows: Sequence[object]) -> None:
+        """Keep the fastest time of an item; one that cannot be decoded takes almost none, and says nothing."""
+        if encoded := sum(not isinstance(row, Exception) for row in rows):
+            self._s_per_item[tower] = min(took_s / encoded, self._s_per_item.get(tower, took_s))
 
     def _items_of_a_turn(self, tower: Hashable) -> int:
         turn_s = TURN_S if self._turns.is_request_expected else _LONG_TURN_S

@@ -93,21 +93,26 @@ class _ThreadWork:
         self._counts = False
 
     def give_way(self) -> None:
-        # The time on the core, because requests take the core from a thread of low priority.
-        took_s = (time.thread_time() - self._began) / self._cores
-        if took_s >= TURN_S:
-            if self._counts:
-                self._turns.end(took_s)
+        if self._took_s() >= TURN_S:
+            self.end()
             self.wait()
 
+    def end(self) -> None:
+        if self._counts:
+            self._counts = False
+            self._turns.end(self._took_s())
+
     def wait(self) -> None:
-        self._counts = False
         while not self._is_awaited():
             wait_s, self._counts = self._turns.begin(self)
             if not wait_s:
                 break
             time.sleep(wait_s)
         self._began = time.thread_time()
+
+    def _took_s(self) -> float:
+        # The time on the core, because requests take the core from a thread of low priority.
+        return (time.thread_time() - self._began) / self._cores
 
 
 _turns: ContextVar[Turns | None] = ContextVar("turns", default=None)
@@ -147,6 +152,7 @@ def taking_turns(is_awaited: Callable[[], bool] = lambda: False) -> Iterator[Non
         yield
     finally:
         _thread_work.reset(token)
+        work.end()
 
 
 def give_way() -> None:

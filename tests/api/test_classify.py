@@ -168,10 +168,20 @@ def test_a_part_of_a_form_is_an_image_however_its_headers_are_written(shared_cli
     for end in (b"\r\n", b"", b"\r\nepilogue"):
         for content_type in (
             'multipart/form-data; boundary="b c"',
-            'Multipart/Form-Data; charset=utf-8; Boundary="b c"',
+            'Multipart/Form-Data; charset=utf-8;\tBoundary="b c"',
+            "multipart/form-data; boundary=b c ;charset=utf-8",
         ):
             answer = shared_client.post("/v1/classify", content=body + end, headers={"content-type": content_type})
             assert first_labels(answer) == ["blue"], (end, content_type, answer.text)
+
+
+@pytest.mark.parametrize("boundary", ["----=_Part_1_2.3", "a/b:c?d(e)", "'a,b'"])
+def test_a_boundary_needs_no_quotes(shared_client, boundary):
+    body = f"--{boundary}\r\n".encode() + DISPOSITION + b'; filename="a"\r\n\r\n' + picture("blue")
+    body += f"\r\n--{boundary}\r\nContent-Disposition: form-data; name=labels\r\n\r\nred,blue\r\n".encode()
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    answer = shared_client.post("/v1/classify", content=body + f"--{boundary}--".encode(), headers=headers)
+    assert first_labels(answer) == ["blue"], answer.text
 
 
 # --- bad images ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Connections that are slow, silent, too many, or no HTTP, against a real socket."""
 
+import asyncio
 import json
 import re
 import socket
@@ -7,6 +8,8 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from app.api.connections import MAX_HEAD_BYTES, PROBE_CONNECTIONS, ConnectionLimits, bounded
 from tests.api.live import live
@@ -468,3 +471,37 @@ def test_connections_are_refused_while_file_descriptors_are_scarce():
         assert problem_in(said) == (503, "overloaded")
         assert b"file descriptors" in said
         assert probe(connect()).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_data_written_as_the_connection_ends_are_dropped_without_an_error(loop):
+    new_loop = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    errors = []
+
+    class Ending(bounded(ConnectionLimits(connections=9, head_timeout_s=9, read_timeout_s=9))):
+        def data_received(self, data):
+            self.transport.abort()
+
+        def connection_lost(self, exc):
+            self.transport.write(b"late")  # as a task does that runs just before
+            super().connection_lost(ConnectionResetError())
+            self.loop.call_soon(self.transport.write, bytes(100_000))  # as a pipelined request
+
+    async def end():
+        config = uvicorn.Config(app, log_config=None)
+        config.load()
+        running = asyncio.get_running_loop()
+        running.set_exception_handler(lambda _, context: errors.append(context))
+        server = await running.create_server(lambda: Ending(config, ServerState(), {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET")
+        with suppress(ConnectionError):
+            await reader.read()
+        for _ in range(5):  # callbacks of the end
+            await asyncio.sleep(0)
+        writer.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(end())
+    assert not errors

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from app.errors import NotAnImageError, OverloadedError
 from app.models import background
 from app.models.background import BackgroundEncoding
 from app.models.queue import TurnQueue
@@ -77,6 +78,39 @@ async def test_a_turn_begins_when_the_turns_allow_it_and_tells_how_long_it_took(
     assert not Recording.waits
     assert len(Recording.took) == 1
     assert Recording.took[0] >= 0.02
+
+
+async def test_images_that_cannot_be_decoded_do_not_make_later_turns_longer():
+    async def refuse(items):
+        return [NotAnImageError("")] * len(items)
+
+    tower, encoding = Tower(0.01), BackgroundEncoding(AlwaysDue())
+    await encoding.encode("tower", refuse, ITEMS)
+    await encoding.encode("tower", tower, ITEMS[:20])
+    assert [len(items) for *_, items in tower.turns[:1]] == [background._FIRST_ITEMS]
+    assert max(len(items) for *_, items in tower.turns[1:]) <= TURN_S / 0.01
+
+
+async def test_rows_are_kept_while_requests_fill_the_queue_and_a_full_queue_refuses_only_the_first_items():
+    turns, advanced, refusals = [], [], 0
+
+    async def encode(items):
+        nonlocal refusals
+        if turns and refusals < 3:
+            refusals += 1
+            raise OverloadedError("the queue is full", retry_after_s=0)
+        turns.append(list(items))
+        return np.array(items) ** 2
+
+    encoding = BackgroundEncoding(AlwaysDue())
+    rows = await encoding.encode("tower", encode, ITEMS, advance=lambda: advanced.append(len(turns)))
+    assert rows == [item**2 for item in ITEMS]
+    assert [item for items in turns for item in items] == ITEMS
+    assert advanced == list(range(1, len(turns) + 1))
+    refusals = 0
+    with pytest.raises(OverloadedError):
+        await encoding.encode("tower", encode, ITEMS)
+    assert refusals == 1
 
 
 async def test_a_turn_that_requests_slow_counts_little_longer_than_its_items_take_alone():

@@ -116,6 +116,17 @@ def test_work_of_a_thread_counts_by_its_time_on_the_cores(clock):
     assert steps * 0.005 / 2 / (clock.now - began) == pytest.approx(SHARE, rel=0.1)
 
 
+@pytest.mark.parametrize("took_s", [0.002, 0.5])
+def test_work_of_a_thread_that_ends_without_giving_way_counts_too(clock, took_s):
+    with in_background(Turns(lambda: clock.now)):
+        began, count = clock.now, 3_000
+        for _ in range(count):
+            with taking_turns():
+                clock.core += took_s
+                clock.now += took_s
+    assert count * took_s / 2 / (clock.now - began) == pytest.approx(SHARE, rel=0.1)
+
+
 def test_work_that_a_request_waits_for_takes_no_turns(clock):
     with in_background(Turns(lambda: clock.now)), taking_turns(lambda: True):
         for _ in range(100):
