@@ -14,6 +14,8 @@ from app.errors import InvalidFieldError, MalformedRequestError, TooLargeError
 
 # Of a field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
+# Of a header of a part. The parser joins one that is folded again for each of its lines.
+_MAX_HEADER_BYTES = 2048
 # Of Content-Type. Some clients send a boundary such as ``----=_Part_1`` without the quotes that RFC 2045 demands.
 _OPTION = re.compile(r';\s*([^\s;="]+)\s*=\s*("(?:\\.|[^\\"])*"|[^;]*)')
 # The last one makes surrogates, and browsers refuse it too.
@@ -110,7 +112,7 @@ class _PartReader:
 
     def __init__(self, boundary: str) -> None:
         # A name that is not ASCII is decoded by ``_name``.
-        self._parser = PushMultipartParser(boundary, header_charset="latin-1")
+        self._parser = PushMultipartParser(boundary, max_header_size=_MAX_HEADER_BYTES, header_charset="latin-1")
         self._part: MultipartSegment | None = None
         self._chunks: list[bytes] = []
 

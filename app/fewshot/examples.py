@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -55,24 +55,25 @@ class ExampleImages:
         self._keep_files = keep_files
 
     async def encode(
-        self, model: str, images: Sequence[bytes], *, wait: bool = True, advance: Callable[[], object] = lambda: None
+        self, model: str, images: Sequence[bytes], *, wait: bool = True, is_request: bool = False
     ) -> list[np.ndarray | ClientError]:
-        """Return each image's unit features (d,), or why it cannot be decoded; a few at a time, in turns with requests.
+        """Return each image's unit features (d,), or why it cannot be decoded.
 
         Args:
             model: in service.
             images: files.
             wait: wait while the queue is full.
-            advance: called whenever some images are encoded: with requests, a turn of a few images may take seconds.
+            is_request: whether somebody waits for the result; else a few images at a time, in turns with requests.
 
         Raises:
             OverloadedError: the queue is full, and ``wait`` is false.
         """
         features: list[np.ndarray | ClientError] = []
+        encode = self._models.encode_images if is_request else self._models.encode_images_in_background
         while len(features) < len(images):
             batch = images[len(features) : len(features) + self._batch_size]
             try:
-                features += await self._models.encode_images_in_background(model, batch, advance)
+                features += await encode(model, batch)
             except OverloadedError as error:
                 if not (wait or features):
                     raise
@@ -86,7 +87,7 @@ class ExampleImages:
         classnames: Sequence[tuple[str, ...]],
         *,
         wait: bool = True,
-        advance: Callable[[], object] = lambda: None,
+        is_request: bool = False,
     ) -> list[NewExample | ClientError]:
         """Hash images and encode them with every model in service, except images whose features are stored already.
 
@@ -95,7 +96,7 @@ class ExampleImages:
             images: files.
             classnames: the classes of each, none for unlabelled images.
             wait: as in ``encode``.
-            advance: as in ``encode``.
+            is_request: as in ``encode``.
 
         Raises:
             UnknownNameError: no such label set.
@@ -108,7 +109,7 @@ class ExampleImages:
         refused: dict[int, ClientError] = {}
         for model, fingerprint in fingerprints.items():
             files = [images[index] for index in new]
-            rows = await self.encode(model, files, wait=wait, advance=advance) if new else []
+            rows = await self.encode(model, files, wait=wait, is_request=is_request) if new else []
             for index, row in zip(new, rows, strict=True):
                 if isinstance(row, ClientError):
                     refused[index] = row

@@ -38,8 +38,6 @@ class BackgroundEncoding:
         tower: Hashable,
         encode: Callable[[Sequence[_Item]], Awaitable[Iterable[_Row]]],
         items: Sequence[_Item],
-        *,
-        advance: Callable[[], object] = lambda: None,
     ) -> list[_Row]:
         """Return the rows of items, encoded a few at a time.
 
@@ -49,7 +47,6 @@ class BackgroundEncoding:
             tower: identifies what encodes, and so has a speed of its own.
             encode: returns a row for each item.
             items: any number.
-            advance: called after each turn.
         """
         rows: list[_Row] = []
         while len(rows) < len(items):
@@ -59,8 +56,6 @@ class BackgroundEncoding:
                 if not rows:
                     raise
                 await asyncio.sleep(error.retry_after_s)
-            else:
-                advance()
         return rows
 
     async def _turn(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -153,14 +153,11 @@ class ModelRegistry:
             return await self._encode_images(served, images, within_s=self.request_timeout_s)
 
     async def encode_images_in_background(
-        self, model: str, images: Sequence[bytes | ClientError], advance: Callable[[], object]
+        self, model: str, images: Sequence[bytes | ClientError]
     ) -> list[np.ndarray | ClientError]:
-        """Return the same, a few images at a time while no request needs any model; raises as ``encode_images``.
-
-        ``advance`` is called after each time.
-        """
+        """Return the same, a few images at a time while no request needs any model; raises as ``encode_images``."""
         encode = partial(self._encode_images, self.get(model), is_request=False)
-        return await self._background.encode((model, "images"), encode, images, advance=advance)
+        return await self._background.encode((model, "images"), encode, images)
 
     async def _encode_images(
         self,

@@ -953,3 +953,11 @@ def test_a_response_has_the_fields_of_its_description_and_no_others(shared_clien
     for result in body["results"]:
         assert result.keys() == ResultBody.__annotations__.keys()
     assert body["results"][0]["out_of_vocabulary"].keys() == OutOfVocabularyBody.__annotations__.keys()
+
+
+@pytest.mark.parametrize(("size", "status"), [(1000, 200), (3000, 413)])
+def test_a_header_of_a_part_has_a_maximum_size(shared_client, size, status):
+    body = b"--b\r\n" + DISPOSITION + b'; filename="' + b"a" * size + b'.png"\r\n\r\n' + picture("blue")
+    body += b'\r\n--b\r\nContent-Disposition: form-data; name="labels"\r\n\r\nred,blue\r\n--b--'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert shared_client.post("/v1/classify", content=body, headers=headers).status_code == status

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +132,7 @@ async def evaluate_label_set(
             task.model,
             form.take_images(_ENCODED_AT_ONCE),
             wait=bool(encoded),
-            advance=partial(restart_deadline, request),
+            is_request=True,
         )
     features, classes_of_readable, skipped = _readable(encoded, truth)
     job = await jobs.add(

@@ -1,7 +1,6 @@
 """Example images of a label set: adding, listing and deleting them, and the method they select."""
 
 import asyncio
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -151,7 +150,7 @@ async def _add_form(
             images,
             classnames[first : first + len(images)],
             wait=first > 0,
-            advance=partial(restart_deadline, request),
+            is_request=True,
         )
     items = [example for example in prepared if isinstance(example, NewExample)]
     if not items:
