@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -44,6 +45,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Shells start background processes with interrupts ignored, which the commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Let the collector free what commands of this process have frozen; triton reports it as leaked at the exit."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)
