@@ -1,5 +1,6 @@
 """Learning curves on the command line: their input, and their output as a table, a text chart and an image file."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ async def measure_curve(
     with progress_bar("Encoding and fitting") as on_progress:
         curve, results = await backend.learning_curve(request, images, on_progress)
     if picture is not None:
-        write_picture(_figure(curve), picture)
+        # In a thread: it takes half a second, and the service is in this process.
+        await asyncio.to_thread(lambda: write_picture(_figure(curve), picture))
     return curve, results
 
 
