@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import LABELS, form_request, json_request, photographs
+from benchmarks.load import LABELS, json_request, photographs
 from benchmarks.models import write_open_clip, write_transformers
 from benchmarks.processes import ROOT, say, serving, working
 from benchmarks.rounds import Part, Rounds, alternate, cell, end_if_busy, table, write_results
@@ -89,11 +89,12 @@ def infinity_environment(folder: Path) -> Path:
 def write_requests(work_dir: Path) -> tuple[Path, Path]:
     """Write the requests to servers that classify and to infinity, and return their files."""
     photos = photographs()
-    forms = [form_request("/classify", [photo], {"labels": json.dumps(LABELS)}) for photo in photos]
-    urls = [f"data:image/jpeg;base64,{base64.b64encode(photo).decode()}" for photo in photos]
+    encoded = [base64.b64encode(photo).decode() for photo in photos]
+    classifying = [json_request("/classify", {"image": each, "labels": LABELS}) for each in encoded]
+    urls = [f"data:image/jpeg;base64,{each}" for each in encoded]
     embeddings = [json_request("/embeddings", {"model": "clip", "modality": "image", "input": [url]}) for url in urls]
-    files = work_dir / "forms.json", work_dir / "embeddings.json"
-    for file, requests in zip(files, (forms, embeddings), strict=True):
+    files = work_dir / "classify.json", work_dir / "embeddings.json"
+    for file, requests in zip(files, (classifying, embeddings), strict=True):
         file.write_text(json.dumps([request.decode("latin-1") for request in requests]), encoding="utf-8")
     return files
 
@@ -110,7 +111,7 @@ def measure(work_dir: Path, peers: Sequence[str], rounds: int, seconds: float) -
     """Return the rounds with each server by number of connections, or the reason why it could not be run."""
     ours = work_dir / "vit-b-32"
     model, theirs = write_open_clip(ours), write_transformers(work_dir / "vit-b-32-transformers", ours)
-    forms, embeddings = write_requests(work_dir)
+    classifying, embeddings = write_requests(work_dir)
     tune(model, work_dir / "data")
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -129,7 +130,7 @@ def measure(work_dir: Path, peers: Sequence[str], rounds: int, seconds: float) -
                 port = free_port()
                 command = command_of(name, work_dir, ours if name == "plain" else theirs, port)
                 with process(*command, port=port) as (url, number):
-                    requests = ("--requests", embeddings if name == "infinity" else forms)
+                    requests = ("--requests", embeddings if name == "infinity" else classifying)
                     under_load(number, 4, url, *requests).measure()
                     found[name] = [
                         compared(

@@ -3,14 +3,14 @@
 python -m benchmarks.peers.pipeline FOLDER PORT
 """
 
-import json
+import base64
 import sys
 from io import BytesIO
-from typing import Annotated
 
 import uvicorn
-from fastapi import FastAPI, File, Form, UploadFile
+from fastapi import FastAPI
 from PIL import Image
+from pydantic import BaseModel
 from transformers import pipeline
 
 app = FastAPI()
@@ -18,11 +18,18 @@ folder, port = sys.argv[1], int(sys.argv[2])
 classifier = pipeline("zero-shot-image-classification", model=folder)
 
 
+class Body(BaseModel):
+    """An image in base64, and the labels to choose from."""
+
+    image: str
+    labels: list[str]
+
+
 @app.post("/classify")
-def classify(image: Annotated[UploadFile, File()], labels: Annotated[str, Form()]) -> list[dict[str, object]]:
+def classify(body: Body) -> list[dict[str, object]]:
     """Return each label's probability."""
-    picture = Image.open(BytesIO(image.file.read())).convert("RGB")
-    found: list[dict[str, object]] = classifier(picture, candidate_labels=json.loads(labels))
+    picture = Image.open(BytesIO(base64.b64decode(body.image))).convert("RGB")
+    found: list[dict[str, object]] = classifier(picture, candidate_labels=body.labels)
     return found
 
 
