@@ -29,7 +29,7 @@ from app.settings import Settings, load_settings
 # File descriptors of the database, weights, caption databases, fetched images and refused connections.
 _OTHER_DESCRIPTORS = 512
 # Requests that wait have thousands of objects, which the default of (700, 10, 10) would look at again and again.
-_COLLECTIONS = (10_000, 20, 20)
+_GC_THRESHOLDS = (10_000, 20, 20)
 # Wanted where the hard limit is unlimited, as on macOS.
 _MANY_DESCRIPTORS = 10_240
 
@@ -70,7 +70,7 @@ class _Server(uvicorn.Server):
         # Models and modules live as long as the process. A full collection that looks at their 600,000 objects stops
         # all threads for 0.4 s.
         gc.freeze()
-        gc.set_threshold(*_COLLECTIONS)
+        gc.set_threshold(*_GC_THRESHOLDS)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{'127.0.0.1' if shown in {'0.0.0.0', '[::]'} else shown}:{port}"  # noqa: S104 - compared only

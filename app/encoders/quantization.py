@@ -229,6 +229,8 @@ def read_int8(folder: Path, exported_weights: str) -> Int8Tower:
     accepted = Int8Tower.model_validate_json((folder / _MANIFEST).read_bytes())
     if accepted.exported_weights != exported_weights:
         raise ValueError("the weights of the model have changed")
+    if any(Path(name).name != name for name in (accepted.tower, *accepted.checksums)):
+        raise ValueError(f"{_MANIFEST} names a file of another folder")  # an export may come from somebody else
     for name, checksum in accepted.checksums.items():
         if sha256(folder / name) != checksum:
             raise ValueError(f"the checksum of {name} has changed")

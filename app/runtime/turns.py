@@ -12,7 +12,7 @@ QUIET_S = 0.05
 """Seconds without a request after which background work runs: longer than between the requests of one caller."""
 
 SHARE = 0.05
-"""Share of the cores' time that background work gets while requests never pause, so that it ends some time."""
+"""Share of the cores' time that background work gets while requests never pause, so that it ends eventually."""
 
 TURN_S = 0.02
 """Seconds of a turn: a request that arrives during one is slowed for as long."""

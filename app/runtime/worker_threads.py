@@ -48,13 +48,15 @@ class WorkerThreads:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._jobs.put((loop, future, partial(function, *arguments)))
+        if self._closed:  # meanwhile, so that no thread may be left for it
+            future.cancel()
         try:
             return await future
         finally:
             del future  # the traceback of an error refers to this frame, and the future to the error
 
     def close(self) -> None:
-        """Cancel what has not started, and wait for the rest; for use where no function is added any more."""
+        """Cancel what has not started, and wait for the rest."""
         self._closed = True
         with suppress(Empty):
             while (job := self._jobs.get_nowait()) is not None:

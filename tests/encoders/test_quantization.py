@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,7 +16,7 @@ from app.encoders import quantization, tuning
 from app.encoders._base import Candidate, LoadOptions
 from app.encoders.loading import check_takes_int8, export_model, load_encoder
 from app.encoders.openvino_tower import compile_image_tower, import_openvino
-from app.encoders.quantization import check_can_quantise, quantise_tower
+from app.encoders.quantization import check_can_quantise, quantise_tower, read_int8
 from app.encoders.tuning import list_candidates, probe_images
 from app.errors import ModelUnavailableError
 from tests.conftest import picture
@@ -436,3 +437,15 @@ def test_the_command_refuses_what_would_show_nothing(tune, photos, arguments, pr
     result = tune(*(each.replace("PHOTOS", str(photos)) for each in arguments))
     assert result.exit_code == 2
     assert problem in result.output
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "."])
+def test_a_tower_whose_files_are_elsewhere_is_not_read(export, pixels, compared, name):
+    quantised(export, pixels)
+    manifest = export / "int8.json"
+    members = json.loads(manifest.read_text("utf-8"))
+    (export.parent / "outside.bin").write_bytes(b"content")
+    for changed in ({"checksums": {**members["checksums"], name: sha256(b"content").hexdigest()}}, {"tower": name}):
+        manifest.write_text(json.dumps({**members, **changed}), "utf-8")
+        with pytest.raises(ValueError, match="another folder"):
+            read_int8(export, members["exported_weights"])

@@ -134,3 +134,22 @@ async def test_an_idle_thread_keeps_nothing_in_memory(threads, fails):
     gc.collect()
     await asyncio.sleep(0.05)
     assert reference() is None
+
+
+@in_event_loop
+async def test_a_function_that_is_added_while_the_threads_close_is_cancelled(monkeypatch):
+    threads = WorkerThreads(1, "test")
+    assert await threads.run(len, "first") == 5
+    put = threads._jobs.put
+
+    class Jobs:
+        def put(self, job):
+            monkeypatch.setattr(threads, "_jobs", queue)
+            threads.close()
+            put(job)
+
+    queue = threads._jobs
+    monkeypatch.setattr(threads, "_jobs", Jobs())
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(10):
+            await threads.run(len, "too late")
