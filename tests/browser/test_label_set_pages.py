@@ -571,6 +571,28 @@ def test_without_example_images_the_reason_is_shown(open_page, pets):
     expect(page.locator("#evaluate")).to_be_enabled()
 
 
+def test_what_the_server_has_not_said_yet_is_not_taken_for_nothing(open_page, client, with_examples):
+    client.put("/v1/label-sets/without-examples", json={"classes": ["cat"]}).raise_for_status()
+    page = open_page(f"#label-sets/{with_examples}")
+    expect(page.locator("#examples-counts")).to_contain_text("labelled images")
+    held = []
+    page.route(re.compile(r"/images\?limit=1$"), lambda route: held.append(route) or None)
+    page.evaluate("location.hash = '#label-sets'")
+    page.evaluate("location.hash = '#label-sets/without-examples'")
+    expect(page.locator("#editor-title")).to_have_text("without-examples")
+    expect(page.locator("#examples-counts")).to_be_empty()
+    page.evaluate(f"location.hash = '#label-sets/{with_examples}'")
+    expect(page.locator("#editor-title")).to_have_text(with_examples)
+    page.click("#delete-label-set")
+    expect(page.locator("dialog")).to_contain_text("with its version and its example images?")
+    page.keyboard.press("Escape")
+    page.click("#evaluate")
+    expect(page.locator("#evaluate-status")).to_contain_text("Compared on 8 images", timeout=30_000)
+    for route in held:
+        route.continue_()
+    expect(page.locator("#examples-counts")).to_contain_text("8 labelled images in 2 classes")
+
+
 def test_test_images_make_a_confusion_matrix_and_are_not_stored(open_page, client, with_examples, pictures, drop):
     before = client.get(f"/v1/label-sets/{with_examples}/images").json()["counts"]
     page = open_page(f"#label-sets/{with_examples}")

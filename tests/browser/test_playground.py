@@ -767,6 +767,20 @@ def test_captions_are_searched_by_an_image_and_filtered(open_page, pictures, dro
     assert captions(page) == []
 
 
+def test_captions_can_be_searched_once_the_databases_are_known(open_page):
+    page = open_page()
+    held = []
+    page.route("**/v1/databases", lambda route: held.append(route) or None)
+    page.evaluate("location.hash = '#captions'")
+    expect(page.locator("#view-captions")).to_be_visible()
+    page.wait_for_timeout(300)
+    expect(page.locator("#search")).to_be_hidden()
+    held[0].continue_()
+    page.fill("#search-text", "a cup of coffee")
+    search(page)
+    expect(page.locator("#captions li")).to_have_count(5)
+
+
 def test_an_invalid_search_shows_the_reason(open_page):
     page = open_page("#captions")
     search(page)

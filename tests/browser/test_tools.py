@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.test_playground import CONTRAST, choose, classify
+from tests.browser.test_playground import CONTRAST, built, choose, classify
 from tests.end_to_end.server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -56,7 +56,7 @@ def test_a_label_set_that_comes_with_deixis_is_imported_by_a_button(open_page, c
     expect(page.locator("#editor-title")).to_have_text("animals")
     assert page.url == f"{server.url}/#label-sets/animals"
     expect(page.locator("#editor-classes > li")).to_have_count(20)
-    expect(page.locator("#label-set-list a")).to_have_text(["animals"])
+    expect(page.locator("#label-set-list").get_by_role("link", name="animals", exact=True)).to_be_visible()
     page.click("#to-shipped a")
     expect(page.locator("[aria-label='Open animals']")).to_be_visible()
     expect(page.locator("#editor")).to_be_hidden()
@@ -653,23 +653,31 @@ def images_in(request) -> int:
     return request.post_data_buffer.count(b'name="image"')
 
 
-def test_no_request_has_more_images_than_the_server_accepts(open_page, client, pictures):
-    client.put("/v1/label-sets/few", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
-    page = open_page()
+def accept_two(route):
+    """Let the server accept at most two images per request."""
+    response = route.fetch()
+    content = response.json()
+    content["images"]["max_per_request"] = 2
+    route.fulfill(response=response, json=content)
 
-    def accept_two(route):
-        response = route.fetch()
-        content = response.json()
-        content["images"]["max_per_request"] = 2
-        route.fulfill(response=response, json=content)
 
-    page.route("**/v1/models", accept_two)
-    page.reload()
+def posted(page):
+    """Return a list of the POST requests from now on."""
     sent = []
     page.on("request", lambda request: sent.append(request) if request.method == "POST" else None)
+    return sent
+
+
+def test_no_request_has_more_images_than_the_server_accepts(open_page, client, pictures):
+    client.put("/v1/label-sets/few", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
+    built(client, "few", ["a photo of a cat", "a cup of coffee"])
+    page = open_page()
+    page.route("**/v1/models", accept_two)
+    page.reload()
+    sent = posted(page)
     choose(page, *sorted(pictures.glob("chelsea*.jpg")))
     page.click("#suggest")
-    expect(page.locator("#suggestions, #source-labels .problem")).to_be_visible()
+    expect(page.locator("#suggestions")).to_be_visible()
     assert [images_in(request) for request in sent] == [2, 2, 1]
     page.fill("#new-labels", "cat, coffee cup")
     classify(page)
@@ -686,6 +694,46 @@ def test_no_request_has_more_images_than_the_server_accepts(open_page, client, p
     expect(page.locator("#unlabelled-status")).to_contain_text("5 images added")
     assert {request.url.split("/v1/")[1] for request in sent} == {"classify", "label-sets/few/images"}
     assert sorted(images_in(request) for request in sent) == [1] * 6 + [2] * 12
+
+
+def test_images_wait_until_the_server_has_said_how_many_it_accepts(open_page, client, pictures):
+    built(client, "few", ["a photo of a cat", "a cup of coffee"])
+    page = open_page()
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/v1/models", hold)
+    page.reload()
+    sent = posted(page)
+    choose(page, *sorted(pictures.glob("chelsea*.jpg")))
+    page.fill("#new-labels", "rocket, clock")
+    page.click("#suggest")
+    page.click("#classify")
+    page.wait_for_timeout(500)
+    assert sent == []
+    [models] = held
+    accept_two(models)
+    expect(page.locator("#suggestions")).to_be_visible()
+    expect(page.locator("#up-to-date")).to_be_visible()
+    assert sorted(images_in(request) for request in sent) == [1, 1, 2, 2, 2, 2]
+
+
+def test_without_limits_of_the_server_the_page_says_why_and_tries_again(open_page, pictures):
+    page = open_page()
+    busy = {"title": "Too many requests", "detail": "wait a moment", "status": 429}
+    page.route("**/v1/models", lambda route: route.fulfill(status=429, json=busy))
+    page.reload()
+    expect(page.locator("#error")).to_have_text("Too many requests: wait a moment")
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, coffee cup")
+    with page.expect_response("**/v1/models"):
+        page.click("#classify")
+    expect(page.locator("#error")).to_have_text("Too many requests: wait a moment")
+    page.unroute("**/v1/models")
+    page.click("#classify")
+    expect(page.locator("#up-to-date")).to_be_visible()
 
 
 def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures):

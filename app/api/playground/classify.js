@@ -266,7 +266,7 @@ async function suggest() {
 
 // --- results -------------------------------------------------------------------------------------------------------------
 
-function submit(event) {
+async function submit(event) {
   event?.preventDefault();
   addTyped();
   if (state.run?.isStopped) {
@@ -280,7 +280,7 @@ function submit(event) {
     return;
   }
   const focus = focusLater();
-  runner.start();
+  await runner.start();
   whenDrawn(() => focus(find("#results")));
 }
 
@@ -403,7 +403,7 @@ export async function showClassify({ name = "", query }) {
     const { models, methods, images } = await catalogue();
     const needsKey = state.problem?.status === 401;
     if (needsKey) state.problem = null;
-    Object.assign(state, { models, methods, limits: { ...state.limits, ...images } });
+    Object.assign(state, { models, methods, limits: images });
     await loadNames();
     if (needsKey && state.pictures.some((picture) => picture.isWanted)) runner.start();
   } catch (error) {

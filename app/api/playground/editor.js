@@ -298,7 +298,8 @@ async function undo() {
 
 async function remove() {
   const { name, etag, newest } = draft;
-  const images = labelledCount() ? ` and ${countText(labelledCount(), "labelled example image")}` : "";
+  const labelled = labelledCount();
+  const images = labelled === null ? " and its example images" : labelled ? ` and ${countText(labelled, "labelled example image")}` : "";
   const question = `Delete “${name}” with ${newest === 1 ? "its version" : `all its versions up to ${newest}`}${images}? This cannot be undone.`;
   if (!(await confirmDialog("Delete the label set?", question, "Delete"))) return;
   try {

@@ -28,7 +28,7 @@ export function setEvaluatedLabelSet(name) {
 async function evaluate() {
   const name = labelSet;
   clearRequestError(byId("evaluate-error"));
-  if (!labelledCount()) {
+  if (labelledCount() === 0) {
     byId("evaluate-status").textContent = "There are no labelled example images yet. Open a class above and add some.";
     return;
   }

@@ -9,9 +9,7 @@ import { catalogue } from "./catalogue.js";
 
 const PAGE = 24;
 
-const NO_COUNTS = { labelled: {}, labelled_images: 0, unlabelled: 0, without_features: 0 };
-
-let counts = NO_COUNTS;
+let counts = null; // {labelled, labelled_images, unlabelled, without_features}, null until they are loaded
 let labelSet = "";
 let classes = new Set();
 let onCounts = () => {};
@@ -19,17 +17,21 @@ const seen = new Map(); // URLs of images added in this tab, by the SHA-256 of t
 
 const path = (query = "") => `${pathOf("label-sets", labelSet, "images")}${query}`;
 
-export const countOf = (classname) => counts.labelled[classname] || 0;
-export const labelledCount = () => counts.labelled_images;
+export const countOf = (classname) => counts?.labelled[classname] || 0;
+
+/** Return the number of labelled images, null until it is loaded. */
+export const labelledCount = () => counts?.labelled_images ?? null;
 
 /** Use a label set and its classes, "" for an unsaved one; `changed` is called whenever the counts change. */
 export async function startExamples(name, classnames, changed) {
   labelSet = name;
   classes = new Set(classnames);
   onCounts = changed;
-  counts = NO_COUNTS;
+  counts = null;
   byId("unlabelled-zone").replaceChildren(...(name ? zone(null, byId("unlabelled-status")) : []));
-  byId("unlabelled-status").textContent = "";
+  byId("unlabelled-status").textContent = byId("examples-counts").textContent = ""; // not those of another label set
+  byId("stray-examples").replaceChildren();
+  byId("delete-unlabelled").hidden = true;
   byId("examples-section").hidden = !name;
   if (!name) return;
   const { counts: current } = await requestJson(path("?limit=1"));

@@ -25,7 +25,7 @@ export const onJobs = (listener) => listeners.push(listener);
 
 /** Add the list to the page. */
 export function startJobs() {
-  const summary = create("summary");
+  const summary = create("summary", { textContent: "Jobs" });
   const list = create("ul", { className: "plain" });
   const clear = create("button", { type: "button", className: "quiet", textContent: "clear failed jobs" });
   const details = create("details", { className: "jobs", "aria-label": "Jobs", hidden: true }, summary, list, clear);

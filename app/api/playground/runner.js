@@ -1,5 +1,6 @@
 // Classifies any number of pictures: in parts that the server accepts, some at the same time, with progress.
 import { batchesOf, firstBatch } from "./batches.js";
+import { catalogue } from "./catalogue.js";
 import { formValue } from "./code.js";
 import { isBusy, jsonOptions, requestJson, RequestError } from "./requests.js";
 import { isTogether, needsRequest, questionOf, requestFields, waitText } from "./classify_state.js";
@@ -24,13 +25,14 @@ const IMAGE_PROBLEMS = ["not-an-image", "image-too-large", "image-not-fetched", 
  */
 export function createRunner(state, { changed, fail }) {
   const requests = new Set(); // an AbortController for each request in progress
+  let limits = null; // what the server accepts in a request, null until it has said so
   let timer = 0;
 
   const waiting = (question) => state.pictures.filter((picture) => needsRequest(picture, question));
 
   function pump() {
     const question = questionOf(state);
-    if (!state.isLive || state.run?.isStopped) {
+    if (!state.isLive || !limits || state.run?.isStopped) {
       changed();
       return;
     }
@@ -60,10 +62,15 @@ export function createRunner(state, { changed, fail }) {
     changed();
   }
 
+  /** Ask for the limits unless they are known: somebody may be faster than the first responses of the server. */
+  async function learnLimits() {
+    ({ images: limits } = await catalogue());
+  }
+
   /** Return the pictures of the next request; they are the first of `pending`. */
   function nextBatch(pending) {
     if (isTogether(state)) {
-      const maxImages = state.limits.max_per_request ?? MAX_KEPT;
+      const maxImages = limits.max_per_request ?? MAX_KEPT;
       if (pending.length > maxImages) {
         throw new RequestError(`A small set of labels for all images works with at most ${maxImages} images; there are ${pending.length}. Remove images, or switch it off in the options.`);
       }
@@ -72,7 +79,7 @@ export function createRunner(state, { changed, fail }) {
     const isKept = isReference(pending[0]);
     const end = pending.findIndex((picture) => isReference(picture) !== isKept);
     const alike = end < 0 ? pending : pending.slice(0, end);
-    return isKept ? alike.slice(0, Math.min(MAX_KEPT, state.limits.max_per_request ?? MAX_KEPT)) : firstBatch(alike, state.limits);
+    return isKept ? alike.slice(0, Math.min(MAX_KEPT, limits.max_per_request ?? MAX_KEPT)) : firstBatch(alike, limits);
   }
 
   async function start(batch, question) {
@@ -202,7 +209,8 @@ export function createRunner(state, { changed, fail }) {
   async function ask(pictures, fields) {
     const isOne = fields.some(([name]) => name === "group"); // its labels are those of all images
     const results = [];
-    for (const batch of isOne ? [pictures] : batchesOf(pictures, state.limits)) results.push(...(await askOnce(batch, fields, !isOne)));
+    await learnLimits();
+    for (const batch of isOne ? [pictures] : batchesOf(pictures, limits)) results.push(...(await askOnce(batch, fields, !isOne)));
     return results;
   }
 
@@ -226,11 +234,17 @@ export function createRunner(state, { changed, fail }) {
 
   return {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
-    start() {
+    async start() {
       for (const picture of state.pictures) Object.assign(picture, { isWanted: true, failure: null });
       state.isLive = true;
       state.problem = null;
       if (state.run) state.run.isStopped = false;
+      try {
+        await learnLimits();
+      } catch (error) {
+        halt(error);
+        return;
+      }
       pump();
     },
     /** Stop; the results so far stay. */
