@@ -155,7 +155,7 @@ def test_too_little_memory_for_one_image_is_reported(serve, faulty):
 
 
 def test_a_dead_worker_fails_its_requests_and_health_and_is_restarted(serve, faulty, monkeypatch):
-    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 1.0)
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 3.0)
     url = serve()
     faulty.fault = SystemExit("killed")
     answers = full_batch(faulty, url, GREY)

@@ -273,17 +273,11 @@ def test_the_progress_of_a_slow_download_is_logged(hub, load, monkeypatch):
 
 
 def test_the_warnings_of_the_hub_library_have_one_handler(monkeypatch):
-    root, library = logging.getLogger(), logging.getLogger("huggingface_hub")
-    for logger in (root, library):
-        monkeypatch.setattr(logger, "handlers", list(logger.handlers))
-    monkeypatch.setattr(root, "level", root.level)
-    configured = structlog.get_config()
-    try:
-        configure_logs("json", "warning")
-        assert library.handlers == []
-        assert library.propagate
-    finally:
-        structlog.configure(**configured)
+    library = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(library, "handlers", list(library.handlers))
+    configure_logs("json", "warning")
+    assert library.handlers == []
+    assert library.propagate
 
 
 # --- damaged caches ------------------------------------------------------------------------------------------------

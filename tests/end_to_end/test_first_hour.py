@@ -28,7 +28,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.commands import environment
-from tests.end_to_end.test_documents import ADDRESS, FIRST_HOUR, ROOT, blocks_of, wait_for_jobs
+from tests.end_to_end.test_documents import ADDRESS, FIRST_HOUR, ROOT, blocks_of
 
 START = "make serve\n"
 TIMEOUT_S = 300
@@ -40,6 +40,17 @@ _VARIES = re.compile(r"[\d.]+ images/s|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\S+, \S+, 
 
 
 # --- the clone and its two terminals ---------------------------------------------------------------------------------
+
+
+def wait_for_default_database(client):
+    """Wait until the database has all of its captions; its job may not exist yet."""
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while not any(
+        each["name"] == "everyday" and each["counts"] is not None and not each["counts"].get("to_come")
+        for each in client.get("/v1/databases").json()["databases"]
+    ):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
 
 
 def wait_for_weak_matches(client):
@@ -155,7 +166,7 @@ def reading(place):
         drain.start()
         # A person takes longer than the index of the everyday names, and their features that compete with labels.
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            wait_for_jobs(client)
+            wait_for_default_database(client)
             wait_for_weak_matches(client)
         yield Reader(place / "deixis", f"http://127.0.0.1:{port}", second)
     drain.join()  # until the server has ended

@@ -102,7 +102,7 @@ def test_after_an_error_of_the_model_the_next_request_is_answered(make_client, f
 
 @report("Lightning-AI/LitServe#532", "A worker crashed, and the server stayed up and said that it was healthy.")
 def test_the_death_of_the_worker_is_seen_in_health_and_is_not_final(make_client, flawed, monkeypatch):
-    monkeypatch.setattr("app.models.queue._RESTART_AFTER_S", 0.5)
+    monkeypatch.setattr("app.models.queue._RESTART_AFTER_S", 3.0)  # time to ask for its health
     client = make_client([flawed])
     flawed.fault = SystemExit("killed")
     problem_of(classify(client, picture("green")), "not-ready")

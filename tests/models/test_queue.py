@@ -619,7 +619,7 @@ async def test_a_single_item_that_exceeds_the_memory_gets_the_error(start):
 
 
 async def test_when_the_worker_dies_all_requests_get_an_error_and_it_is_restarted(start, monkeypatch, counted):
-    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.2)
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 1.0)
     gate = Gate(shut=True)
     queue = start(gate, batch_size=2)
     running = asyncio.create_task(row_of(queue, "death"))

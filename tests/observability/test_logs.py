@@ -9,15 +9,6 @@ from sqlalchemy import create_engine, event
 from app.observability.logs import configure_logs
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was():
-    root = logging.getLogger()
-    before = root.handlers[:], root.level, structlog.get_config()
-    yield
-    root.handlers[:], root.level = before[0], before[1]
-    structlog.configure(**before[2])
-
-
 def lines_of(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
