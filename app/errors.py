@@ -48,6 +48,8 @@ _MAX_SHOWN_CHARS = 200
 _MAX_COMPARED_CHARS = 64
 _MAX_COMPARED_NAMES = 2000
 _MIN_SIMILARITY = 0.7
+# Problems in the message of an invalid request, which may have hundreds of thousands.
+_MAX_LISTED_PROBLEMS = 10
 
 
 class DeixisError(Exception):
@@ -75,10 +77,16 @@ class FieldProblem:
 
 
 class InvalidFieldError(ClientError):
-    """One or more fields break a rule; ``problems`` lists all of them."""
+    """One or more fields break a rule; ``problems`` lists all of them, the message the first and how many more."""
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        super().__init__("; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in problems))
+        listed = [
+            f"{p.field[:_MAX_SHOWN_CHARS]}: {p.problem}" if p.field else p.problem
+            for p in problems[:_MAX_LISTED_PROBLEMS]
+        ]
+        if len(problems) > _MAX_LISTED_PROBLEMS:
+            listed.append(f"and {len(problems) - _MAX_LISTED_PROBLEMS:,} more")
+        super().__init__("; ".join(listed))
         self.problems = tuple(problems)
 
     @classmethod

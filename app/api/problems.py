@@ -67,7 +67,9 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
 _OPENAI_PATHS = frozenset({"/embeddings", "/v1/embeddings", "/v1/models"})
 
 _MAX_SHOWN_CHARS = 4000
-_MAX_SHOWN_PROBLEMS = 1000
+# Of the path of a field, which may end with a name that the caller sent.
+_MAX_FIELD_CHARS = 300
+_MAX_SHOWN_PROBLEMS = 100
 
 
 def kind_of(error: DeixisError) -> Kind:
@@ -87,7 +89,7 @@ def problem(error: DeixisError, namespace: Namespace = OPEN_NAMESPACE) -> dict[s
     }
     if isinstance(error, InvalidFieldError):
         members["errors"] = [
-            {"field": _shown(found.field), "problem": _shown(namespace.hide(found.problem))}
+            {"field": _shown(found.field, _MAX_FIELD_CHARS), "problem": _shown(namespace.hide(found.problem))}
             for found in error.problems[:_MAX_SHOWN_PROBLEMS]
         ]
     return members
@@ -108,7 +110,7 @@ def foreign_error(path: str, members: Mapping[str, Any]) -> dict[str, Any] | str
     return None
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, max_chars: int = _MAX_SHOWN_CHARS) -> str:
     """Return a text that may quote the request, cut to a maximum length and without lone surrogates."""
-    cut = text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
+    cut = text if len(text) <= max_chars else f"{text[:max_chars]}..."
     return cut.encode("utf-8", "backslashreplace").decode()

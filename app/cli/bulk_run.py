@@ -24,6 +24,8 @@ from app.cli.common import (
     Engine,
     cluster_address,
     err,
+    line_printer,
+    loading_models,
     out,
     prepare_database,
     report_errors,
@@ -33,9 +35,6 @@ from app.main import load_encoders
 from app.observability.logs import configure_logs
 from app.runtime.ray_layout import parse_replicas
 from app.settings import load_settings
-
-# Interval of progress lines without a terminal.
-_LINE_INTERVAL_S = 30.0
 
 
 def run_bulk_command(
@@ -74,7 +73,7 @@ def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaP
 
 def _run(request: ClassifyRequest, bulk_request: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
     settings = bulk_settings(load_settings(), request.model)
-    with err.status("Loading the model"):
+    with loading_models(settings.image_backend):
         encoders = load_encoders(settings)
     with service_in_loop(settings, encoders) as (loop, service):
         loop.run(prepare_database(InProcessBackend(service), request))
@@ -137,7 +136,8 @@ class _ProgressBar:
         self._task: TaskID | None = None
         self._total: int | None = None
         self._done_before = self._done = self._bad = 0
-        self._started = self._line_printed = time.monotonic()
+        self._started = time.monotonic()
+        self._print_line = line_printer()
 
     def __enter__(self) -> "_ProgressBar":
         self._bar.start()
@@ -155,7 +155,8 @@ class _ProgressBar:
         self._total, self._done_before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
         self._task = self._bar.add_task("Classifying", total=self._total, status=self._status())
         self._bar.update(self._task, completed=self._done)
-        self._started = self._line_printed = time.monotonic()
+        self._started = time.monotonic()
+        self._print_line = line_printer()
         if done.images:
             err.print(
                 f"resuming the run of {manifest.started_at}: {done.images:,} images are done; files added to the"
@@ -170,9 +171,7 @@ class _ProgressBar:
         self._done += images
         self._bad += bad
         self._bar.update(self._task, completed=self._done, status=self._status())
-        if not err.is_terminal and time.monotonic() - self._line_printed >= _LINE_INTERVAL_S:
-            self._line_printed = time.monotonic()
-            err.print(f"Classifying: {self._status()}", highlight=False, soft_wrap=True)
+        self._print_line(f"Classifying: {self._status()}")
 
     def _status(self) -> str:
         total = "" if self._total is None else f" of {self._total:,}"

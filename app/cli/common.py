@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +52,11 @@ _CONCURRENCY = 3
 _SHOWN_FILES = 3
 MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
+SILENT_S = 5.0
+"""Seconds after which a command says what it does, where standard error is no terminal."""
+
+_LINE_INTERVAL_S = 30.0
+
 # In a file or a pipe, no line is wrapped, whatever the width of a terminal.
 out = Console(width=None if sys.stdout.isatty() else 100_000)
 err = Console(stderr=True)
@@ -89,6 +96,46 @@ def note(text: str) -> None:
 def warn(label: str, text: str) -> None:
     """Print a warning on standard error, after a label such as ``skipped``."""
     err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Print in a line on standard error what takes longer than 5 s; not on a terminal, which shows it in motion."""
+    timer = threading.Timer(SILENT_S, note, [f"{text} ..."])
+    timer.daemon = True
+    if not err.is_terminal:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show what takes long: beside a spinner on a terminal, and elsewhere in a line once it has taken 5 s."""
+    with announced(text), err.status(text):
+        yield
+
+
+def loading_models(image_backend: str) -> AbstractContextManager[None]:
+    """Show that models are loaded with a value of ``DEIXIS_IMAGE_BACKEND``."""
+    if image_backend == "torch-compile":
+        return status("Loading the model, and compiling its image tower with torch, which takes minutes")
+    return status("Loading the model")
+
+
+def line_printer() -> Callable[[str], None]:
+    """Return a function that prints progress on standard error every half minute; not on a terminal."""
+    printed_at = time.monotonic()
+
+    def print_line(text: str) -> None:
+        nonlocal printed_at
+        if not err.is_terminal and time.monotonic() - printed_at >= _LINE_INTERVAL_S:
+            printed_at = time.monotonic()
+            note(text)
+
+    return print_line
 
 
 def _open_backend(server: str | None, *, encoders: bool, search: bool) -> AbstractAsyncContextManager[Backend]:
@@ -167,13 +214,15 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[OnProgress]:
-    """Show a progress bar on standard error, and yield the function that moves it."""
+    """Show progress on standard error, as a bar or in lines, and yield the function that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with announced(description), Progress(*columns, console=err, transient=True) as bar:
         line = bar.add_task(description, total=None)
+        print_line = line_printer()
 
         async def on_progress(done: int, total: int) -> None:
             bar.update(line, completed=done, total=total or None)
+            print_line(f"{description}: {done:,}" + (f" of {total:,}" if total else ""))
 
         yield on_progress
 
@@ -187,8 +236,9 @@ def captions_bar() -> Iterator[OnProgress]:
         TextColumn("{task.completed:,.0f} captions, {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with announced("Preparing the caption database"), Progress(*columns, console=err, transient=True) as bar:
         line: TaskID | None = None
+        print_line = line_printer()
 
         async def on_progress(done: int, total: int) -> None:
             nonlocal line
@@ -197,6 +247,7 @@ def captions_bar() -> Iterator[OnProgress]:
                 bar.update(line, completed=done)  # encoded by an earlier run, and not part of the rate
             speed = bar.tasks[line].speed
             bar.update(line, completed=done, total=total or None, rate=f"{speed:,.0f}/s" if speed else "")
+            print_line(f"Encoding: {done:,}" + (f" of {total:,} captions" if total else " captions"))
             if total and done >= total:
                 bar.update(line, description="Building the index")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.captions.everyday import everyday_names
-from app.cli.common import err, report_errors, warn
+from app.cli.common import report_errors, status, warn
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import check_takes_int8, export_model, load_encoder, quantise_model
 from app.encoders.model_names import catalogue_name
@@ -48,7 +48,7 @@ def tune(name: str | None, seconds: float) -> Iterator[Encoder]:
         settings = load_settings()
         options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
         for model in settings.models if name is None else [catalogue_name(name)]:
-            with err.status(f"Measuring {model}, about {seconds:g} s"):
+            with status(f"Measuring {model}, about {seconds:g} s"):
                 encoder = load_encoder(model, options)
             yield encoder
 
@@ -68,9 +68,9 @@ def tune_int8(
         for model in settings.models if name is None else [catalogue_name(name)]:
             check_takes_int8(model, options)
             others = replace(options, precision="auto", ignore_int8=True)
-            with err.status(f"Measuring {model}, about {seconds:g} s"):
+            with status(f"Measuring {model}, about {seconds:g} s"):
                 encoder = load_encoder(model, others)
-            with err.status(f"Quantising {model}"):
+            with status(f"Quantising {model}"):
                 pixels = _read(files[:MAX_IMAGES], encoder, settings)
                 check_can_quantise(len(pixels))
                 trial = quantise_model(model, others, encoder, pixels=pixels, labels=names, seconds=seconds)

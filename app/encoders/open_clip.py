@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import structlog
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
@@ -32,12 +33,14 @@ from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower
 from app.encoders.tokenizing import TextTokenizer, shortened
-from app.encoders.torch_tower import TorchImageTower, fingerprint_of, use_threads
+from app.encoders.torch_tower import TorchImageTower, compiled, fingerprint_of, use_threads
 from app.encoders.tuning import model_precision, select_tower
 from app.errors import ModelUnavailableError, one_line
 from app.runtime.cpu import usable_cores
 from app.runtime.data_files import resources
 from app.types import ImageFeatures, Pixels, TextFeatures
+
+log = structlog.get_logger()
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Texts on which an exported model must agree with the one that it was exported from.
@@ -382,8 +385,11 @@ class ImageTowerFactory:
         if candidate.backend == "openvino":
             return compile_image_tower(self._converted, candidate.precision)
         encode = self._load_precision(candidate.precision).encode_image
+        if self._options.torch_compile:
+            log.info("compiling", precision=candidate.precision, threads=candidate.threads, expect="minutes")
+            encode = compiled(encode)
         return TorchImageTower(
-            torch.compile(encode, dynamic=True) if self._options.torch_compile else encode,
+            encode,
             mean=self._mean,
             std=self._std,
             device=self._device,

@@ -98,6 +98,22 @@ class TorchImageTower:
         return torch.nn.functional.normalize(self._encode(normalised.to(self._dtype)).float(), dim=-1)
 
 
+def compiled(encode: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function as torch compiles it at its first call: once for one image, and once for several.
+
+    Only the number of images varies. If the height and the width could vary too, torch would simplify conditions on the
+    sizes of each layer for many minutes.
+    """
+    run = torch.compile(encode)
+
+    def encode_any_number(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 1:
+            torch._dynamo.maybe_mark_dynamic(images, 0)  # noqa: SLF001 - documented
+        return run(images)
+
+    return encode_any_number
+
+
 def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]], *others: object) -> str:
     """Return a hash of the weights, their names and ``others``; this takes about one second per gigabyte."""
     digest = hashlib.sha256(repr(others).encode())

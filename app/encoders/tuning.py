@@ -203,7 +203,7 @@ def select_tower(
         candidate = Candidate(each.backend, each.precision, each.threads)
         try:
             tower = build(candidate)
-            warm_up(tower, size_px, each)
+            warm_up(tower, size_px, each, compiles=options.torch_compile)
         except Exception as error:  # noqa: BLE001 - backends raise errors of any type
             log.warning("image_tower_failed", model=name, **_log_fields(candidate), reason=one_line(error))
             failure = error
@@ -215,11 +215,14 @@ def select_tower(
     ) from failure
 
 
-def warm_up(tower: ImageTower, size_px: int, path: ImagePath) -> None:
-    """Run a tower; one of OpenVINO with each small batch, which takes up to ten times as long the first time."""
+def warm_up(tower: ImageTower, size_px: int, path: ImagePath, *, compiles: bool = False) -> None:
+    """Run a tower; one of OpenVINO with each small batch, which takes up to ten times as long the first time.
+
+    One that torch compiles runs with the sizes that it may be compiled for: the first request would wait for minutes.
+    """
     largest = min(path.batch_size, _MAX_WARM_UP_BATCH) if path.backend == "openvino" else 1
     with _passes(tower) as run:
-        for size in range(1, largest + 1):
+        for size in sorted({1, 2, path.batch_size}) if compiles else range(1, largest + 1):
             batch = [np.zeros((size_px, size_px, 3), np.uint8)] * size
             tower.begin(batch)()
             if tower.streams > 1:

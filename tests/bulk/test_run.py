@@ -252,7 +252,7 @@ def test_a_run_that_is_stopped_while_the_model_loads_reports_no_parts(run, photo
 def test_without_a_terminal_progress_is_printed_in_lines(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "red, green", "--out"]
     assert run(*command, tmp_path / "quick").stderr == ""
-    monkeypatch.setattr("app.cli.bulk_run._LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("app.cli.common._LINE_INTERVAL_S", 0.0)
     lines = run(*command, tmp_path / "slow").stderr.splitlines()
     assert len(lines) == 3  # one for each batch
     assert re.fullmatch(r"Classifying: 40 of 40 images, 0 bad, [\d,.]+/s", lines[-1])

@@ -192,7 +192,7 @@ def test_a_command_says_that_it_waits_for_a_server_and_ends_if_there_is_no_answe
     unset, tmp_path, command, request_line
 ):
     (tmp_path / "cat.png").write_bytes(picture())
-    unset.setattr(over_http, "_SILENT_S", 0.01)
+    unset.setattr(over_http, "SILENT_S", 0.01)
     unset.setattr(over_http, "_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import open_clip
 import pytest
+import structlog
 import torch
 from PIL import Image
 
@@ -152,13 +153,19 @@ assert sys.modules["openvino_telemetry"] is None
     assert not list(home.rglob("*openvino*")), "it left an identifier"
 
 
-def test_torch_compiles_the_image_tower_on_request(spec, monkeypatch):
-    compiled = []
+def test_torch_compiles_the_image_tower_for_any_number_of_images_before_the_first_request(spec, monkeypatch):
+    varying = []
 
     def compile_(function, **options):
-        compiled.append(options)
-        return function
+        def run(images):
+            varying.append((len(images), getattr(images, "_dynamo_weak_dynamic_indices", set())))
+            return function(images)
+
+        assert not options
+        return run
 
     monkeypatch.setattr(torch, "compile", compile_)
-    load_encoder(spec, LoadOptions(device="cpu", backend="torch", precision="fp32", torch_compile=True))
-    assert compiled == [{"dynamic": True}]
+    with structlog.testing.capture_logs() as logs:
+        load_encoder(spec, LoadOptions(device="cpu", backend="torch", precision="fp32", torch_compile=True))
+    assert varying[:3] == [(1, set()), (2, {0}), (4, {0})]
+    assert [event["event"] for event in logs].count("compiling") == 1

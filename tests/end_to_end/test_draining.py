@@ -28,6 +28,14 @@ def test_sigterm_makes_it_unready_while_it_serves_on_and_a_second_signal_ends_th
         assert answer.json()["results"][0]["predictions"][0]["label"] == "cat"
         server.signal(again)
         assert server.wait(60) == status
+        assert "Finished server process" in server.log[-1]
+
+
+def test_a_server_with_torch_stops_without_reports_of_its_libraries(tmp_path):
+    with serving("--image-backend", "torch", data_dir=tmp_path, forked=False) as server:
+        server.signal(signal.SIGINT)
+        assert server.wait(60) == 128 + signal.SIGINT
+        assert "Finished server process" in server.log[-1]
 
 
 def test_it_stops_by_itself_when_the_time_is_over(tmp_path):

@@ -1,13 +1,24 @@
 """Base classes of all request and response bodies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from app.encoders.model_names import catalogue_name
 from app.errors import did_you_mean
+from app.names.class_names import MAX_ITEMS
 from app.names.field_values import boolean_in, not_a_boolean, value_at, with_value
 from app.names.labels import split_labels
 from app.names.text import MAX_TEXT_CHARS
@@ -20,6 +31,24 @@ ModelName = Annotated[str, AfterValidator(catalogue_name)]
 
 _INVALID_VALUE = "invalid_value"
 
+_PART = 10
+"""Entries of an object that are validated together, and the most that are reported."""
+
+
+def _in_parts(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    if not isinstance(value, Mapping) or len(value) <= _PART:
+        return handler(value)
+    if len(value) > MAX_ITEMS:
+        limit = {"field_type": "Object", "max_length": MAX_ITEMS, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", limit)
+    entries = iter(value.items())
+    parts: Iterator[dict[str, object]] = iter(lambda: dict(islice(entries, _PART)), {})
+    return {name: entry for part in parts for name, entry in handler(part).items()}
+
+
+FailFast = WrapValidator(_in_parts)
+"""Validates an object of any names up to its first invalid entries, as ``fail_fast`` does a list, with its limit."""
+
 
 def split_text(labels: object) -> object:
     """Split labels that a program sends as one string, as in a form."""
@@ -31,10 +60,10 @@ def split_text(labels: object) -> object:
 class Request(BaseModel):
     """A request body; unknown fields are errors, so that a misspelled field is not silently ignored.
 
-    Reporting an error costs more than sending it. Therefore too many fields give a single error, and lists are
-    validated only up to their first invalid item (``fail_fast``). No text is longer than ``MAX_TEXT_CHARS``, except in
-    fields that allow more, so that work on a text that is slow for each character is bounded. A boolean is not a
-    number.
+    Reporting an error costs more than sending it. Therefore too many fields give a single error, and lists and objects
+    of any length are validated only up to their first invalid items (``fail_fast``, ``FailFast``). No text is longer
+    than ``MAX_TEXT_CHARS``, except in fields that allow more, so that work on a text that is slow for each character is
+    bounded. A boolean is not a number.
     """
 
     model_config = ConfigDict(extra="forbid", str_max_length=MAX_TEXT_CHARS)

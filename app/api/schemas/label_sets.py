@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import FailFast, Request, Response
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import own_name
 from app.store.label_sets import LabelSetSummary
@@ -98,9 +98,8 @@ class ClassesBody(Request):
         min_length=1, max_length=MAX_ITEMS, fail_fast=True, examples=[["lynx", {"name": "puma"}]]
     )
 
-    priors: dict[str, float] | None = Field(
+    priors: Annotated[dict[str, float], Field(max_length=MAX_ITEMS), FailFast] | None = Field(
         None,
-        max_length=MAX_ITEMS,
         description="How often images show each class, as shares or counts above 0: for every class, or null."
         " Classification uses them unless a request says otherwise.",
         examples=[{"lynx": 12, "puma": 3}],

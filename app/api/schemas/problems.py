@@ -24,5 +24,7 @@ class Problem(Response):
     request_id: str | None = None
     # Omitted if there are none, as in a response that is itself a problem.
     errors: list[dict[str, str]] | None = Field(
-        None, exclude_if=lambda errors: errors is None, description="For 422: every invalid field and its problem."
+        None,
+        exclude_if=lambda errors: errors is None,
+        description="For 422: the invalid fields and their problems, at most 100; `detail` counts the others.",
     )

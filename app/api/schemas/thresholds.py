@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import FailFast, Request, Response
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import own_name
 from app.selection.threshold_curves import LabelThresholds
@@ -66,9 +66,9 @@ class ThresholdsResponse(Response):
 class ThresholdsBody(Request):
     """Thresholds to store."""
 
-    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
-        min_length=1,
-        max_length=MAX_ITEMS,
+    thresholds: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=1)] | None], Field(min_length=1, max_length=MAX_ITEMS), FailFast
+    ] = Field(
         description="By class; null removes that of a class, which then has the automatic one. Other classes keep"
         " theirs.",
         examples=[{"car": 0.7, "bicycle": None}],

@@ -16,7 +16,7 @@ from app.captions.sources import Source
 from app.classification.request import ClassifyRequest
 from app.cli.backends import conversion
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
-from app.cli.common import MAX_IMAGES_AT_ONCE, cluster_address, err, needs_ray, report_errors, run
+from app.cli.common import MAX_IMAGES_AT_ONCE, cluster_address, loading_models, needs_ray, report_errors, run, status
 from app.describing.request import DescribeRequest
 from app.errors import ClientError, InvalidFieldError
 from app.main import Service, load_encoders, open_service
@@ -323,7 +323,7 @@ async def open_in_process(*, encoders: bool) -> AsyncIterator[InProcessBackend]:
     """Open a service in this process, with its models only if ``encoders`` is true."""
     configure_logs("console", "warning")
     settings = load_settings()
-    with err.status("Loading the model") if encoders else err.status("Opening the database"):
+    with loading_models(settings.image_backend) if encoders else status("Opening the database"):
         # Uses an existing measurement, because a new one takes longer than most commands.
         loaded = load_encoders(settings.model_copy(update={"tuning_seconds": 0})) if encoders else []
     async with open_service(_without_limits(settings), loaded) as service:

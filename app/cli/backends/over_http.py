@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from app.captions.query import CaptionQuery
 from app.classification.request import ClassifyRequest
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
-from app.cli.common import note
+from app.cli.common import SILENT_S, note
 from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
 from app.settings import Settings, load_client_settings, load_settings
@@ -25,8 +25,6 @@ _TIMEOUT_S = 120
 _MAX_IMAGE_BYTES: int = Settings.model_fields["max_image_bytes"].default
 # A busy server is waited for. A server that does not respond is an error at once, since its address may be wrong.
 _RETRIES = 7
-# Most requests are answered in less; after this, a person wants to know what the command does.
-_SILENT_S = 5.0
 
 
 class _Client(AsyncClient):
@@ -35,7 +33,7 @@ class _Client(AsyncClient):
     _is_announced = False
 
     async def _send(self, call: Any) -> Any:
-        timer = asyncio.get_running_loop().call_later(_SILENT_S, self._announce, call)
+        timer = asyncio.get_running_loop().call_later(SILENT_S, self._announce, call)
         try:
             return await super()._send(call)
         finally:
