@@ -269,7 +269,7 @@ class FitCache:
     async def run(self, work: Callable[[], _Result]) -> _Result:
         """Run work on the threads of the fits, so that it takes at most one core from requests; in turns, for jobs."""
         threads = self._background if is_in_background() else self._threads
-        run = partial(copy_context().run, _on_one_core, work, lambda: self._closing or self._waiting_requests > 0)
+        run = partial(copy_context().run, _on_one_core, work, lambda: self._waiting_requests > 0, lambda: self._closing)
         return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     def forget(self, label_set: str) -> None:
@@ -286,7 +286,7 @@ class FitCache:
             await asyncio.wait(self._running.values())
 
     async def close(self) -> None:
-        """Cancel all fits; one that has reached its thread runs to its end."""
+        """Cancel all fits, and wait until those that have reached a thread notice it."""
         self._closing = True
         for running in list(self._running.values()):
             running.cancel()
@@ -325,7 +325,9 @@ class FitCache:
             log.warning("adapter_not_fitted", label_set=key.reference, method=key.method, reason=reason)
 
 
-def _on_one_core(work: Callable[[], _Result], is_awaited: Callable[[], bool]) -> _Result:
+def _on_one_core(
+    work: Callable[[], _Result], is_awaited: Callable[[], bool], is_stopped: Callable[[], bool]
+) -> _Result:
     use_one_thread()
-    with one_blas_thread(), taking_turns(is_awaited):
+    with one_blas_thread(), taking_turns(is_awaited, is_stopped):
         return work()

@@ -1,5 +1,6 @@
 """Background work takes turns with requests: it runs while no request needs a model, and a little of the time else."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ TURN_S = 0.02
 
 RECENTLY_S = 2.0
 """Seconds after the last request in which another one is expected."""
-
 
 _ASKS_WITHIN_S = 1.0
 """Seconds after which work that has not asked again loses its place in the line."""
@@ -83,32 +83,42 @@ class Turns:
 
 
 class _ThreadWork:
-    """Work of one thread, in turns that ``give_way`` ends."""
+    """Work of one thread that can be stopped, and with ``turns`` in turns that ``give_way`` ends."""
 
-    def __init__(self, turns: Turns, is_awaited: Callable[[], bool]) -> None:
+    def __init__(self, turns: Turns | None, is_awaited: Callable[[], bool], is_stopped: Callable[[], bool]) -> None:
         self._turns = turns
         self._is_awaited = is_awaited
+        self._is_stopped = is_stopped
         self._cores = usable_cores()
         self._began = 0.0
         self._counts = False
 
     def give_way(self) -> None:
-        if self._took_s() >= TURN_S:
+        if self._turns is None:
+            self._check_stopped()
+        elif self._took_s() >= TURN_S:
             self.end()
             self.wait()
 
     def end(self) -> None:
         if self._counts:
+            assert self._turns is not None
             self._counts = False
             self._turns.end(self._took_s())
 
     def wait(self) -> None:
-        while not self._is_awaited():
+        self._check_stopped()
+        while self._turns is not None and not self._is_awaited():
             wait_s, self._counts = self._turns.begin(self)
             if not wait_s:
                 break
             time.sleep(wait_s)
+            self._check_stopped()
         self._began = time.thread_time()
+
+    def _check_stopped(self) -> None:
+        if self._is_stopped():
+            raise asyncio.CancelledError
 
     def _took_s(self) -> float:
         # The time on the core, because requests take the core from a thread of low priority.
@@ -135,17 +145,17 @@ def is_in_background() -> bool:
 
 
 @contextmanager
-def taking_turns(is_awaited: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def taking_turns(
+    is_awaited: Callable[[], bool] = lambda: False, is_stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Take turns in a thread, wherever it calls ``give_way``, if its context is marked as background work.
 
     Args:
         is_awaited: whether a request waits for this work, which then continues without turns.
+        is_stopped: whether nobody needs this work any more; it then ends with ``asyncio.CancelledError``, which no step
+            of it takes for an error of its own.
     """
-    turns = _turns.get()
-    if turns is None:
-        yield
-        return
-    work = _ThreadWork(turns, is_awaited)
+    work = _ThreadWork(_turns.get(), is_awaited, is_stopped)
     token = _thread_work.set(work)
     try:
         work.wait()
@@ -156,7 +166,7 @@ def taking_turns(is_awaited: Callable[[], bool] = lambda: False) -> Iterator[Non
 
 
 def give_way() -> None:
-    """End the turn of a thread that takes turns, if it is over, and wait for the next one.
+    """End the turn of a thread that takes turns, if it is over, and wait for the next one; end work that is stopped.
 
     To be called often in work that takes long, at least every 20 ms, without a lock that others need.
     """

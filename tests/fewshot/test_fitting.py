@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +33,7 @@ from app.fewshot.fitting import (
 )
 from app.fewshot.neighbours import NeighbourIndex
 from app.runtime import cpu
-from app.runtime.turns import Turns, in_background
+from app.runtime.turns import Turns, give_way, in_background
 from app.scoring.numerics import stratified_folds
 from tests.shades import rows_about, unit_rows
 
@@ -424,6 +425,34 @@ async def test_closing_rejects_waiting_requests_and_waits_for_the_running_fit(ca
     assert not closing.done()
     gate.set()
     await closing
+
+
+@pytest.mark.anyio
+async def test_closing_ends_the_work_of_jobs_and_of_fits_where_it_gives_way():
+    cache, turns = FitCache(cache_bytes=1000, turns=Turns()), Turns()
+    entered, ended_by = threading.Semaphore(0), []
+
+    def work():
+        entered.release()
+        try:
+            while True:
+                time.sleep(0.001)
+                give_way()
+        except BaseException as error:
+            ended_by.append(type(error))
+            raise
+
+    with in_background(turns):
+        job = asyncio.create_task(cache.run(work))
+    fit = asyncio.create_task(cache.get(key_of(), 1, lambda: cache.run(work)))
+    for _ in range(2):
+        assert await asyncio.to_thread(entered.acquire, timeout=10)
+    await asyncio.wait_for(cache.close(), 10)
+    assert ended_by == [asyncio.CancelledError] * 2
+    assert [type(each) for each in await asyncio.gather(job, fit, return_exceptions=True)] == [
+        asyncio.CancelledError,
+        NotReadyError,
+    ]
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 """Background work takes turns with requests."""
 
+import asyncio
 import threading
 from types import SimpleNamespace
 
@@ -133,6 +134,28 @@ def test_work_that_a_request_waits_for_takes_no_turns(clock):
             clock.core += 0.1
             give_way()
     assert not clock.slept
+
+
+def work_for_ten_seconds(clock):
+    for _ in range(100):
+        clock.core += 0.1
+        give_way()
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+@pytest.mark.parametrize("turns", [None, Turns(), Turns(lambda: 1e9)])
+def test_work_that_is_stopped_ends_where_it_would_give_way(clock, turns, is_awaited):
+    stopped = taking_turns(lambda: is_awaited, lambda: clock.core > 0.95)
+    with in_background(turns), stopped, pytest.raises(asyncio.CancelledError):
+        work_for_ten_seconds(clock)
+    assert clock.core == pytest.approx(1)
+
+
+def test_work_that_waits_for_its_turn_can_be_stopped(clock):
+    stopped = taking_turns(is_stopped=lambda: clock.slept > 0)
+    with in_background(Turns(lambda: clock.now)), stopped, pytest.raises(asyncio.CancelledError):
+        work_for_ten_seconds(clock)
+    assert 0 < clock.slept <= QUIET_S
 
 
 @pytest.mark.parametrize("turns", [None, Turns(lambda: 1e9)])
