@@ -145,7 +145,7 @@ async function useSamples(samples) {
     takePictures(files);
     whenDrawn(submit);
   } catch (error) {
-    fail(new RequestError(error.message));
+    fail(error);
   }
 }
 

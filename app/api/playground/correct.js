@@ -93,7 +93,7 @@ async function createLabelSet(name, labels, label) {
   if (!name) throw new Error("Enter a name for the label set.");
   if (name.includes("/") || name.startsWith(".")) throw new Error("The name of a label set must not contain / or start with a dot.");
   try {
-    await requestJson(pathOf("label-sets", name), jsonOptions("PUT", { classes }, { "If-None-Match": "*" }));
+    await fetchOrThrow(pathOf("label-sets", name), jsonOptions("PUT", { classes }, { "If-None-Match": "*" }));
     return name;
   } catch (error) {
     if (error.status !== 412) throw error;

@@ -1,6 +1,6 @@
 // The editor of a label set: its fields, its versions, saving without overwriting the changes of others, deleting.
 import { byId, countText, create, formatTime, option, splitLabels } from "./elements.js";
-import { requestJson, fetchOrThrow, jsonOptions, pathOf, RequestError } from "./requests.js";
+import { requestJson, fetchOrThrow, jsonOf, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { confirmDialog } from "./dialog.js";
 import { addressOf, renameTo } from "./views.js";
@@ -68,7 +68,7 @@ export function closeEditor() {
 async function loadDraft(name, version = null) {
   if (!name) return emptyDraft();
   const response = await fetchOrThrow(path(name));
-  const newest = await response.json();
+  const newest = await jsonOf(response);
   const shown = version === null || version === newest.version ? newest : await requestJson(`${path(name)}?version=${version}`);
   return draftOf(shown, newest, response.headers.get("etag"));
 }
@@ -157,7 +157,7 @@ async function save(event) {
     checkName(edited.name);
     const headers = isNew ? { "If-None-Match": "*" } : { "If-Match": edited.etag };
     const response = await fetchOrThrow(path(edited.name), jsonOptions("PUT", bodyOf(edited), headers));
-    saved(await response.json(), response.headers.get("etag"), { isNew, open, isShown: edited === draft });
+    saved(await jsonOf(response), response.headers.get("etag"), { isNew, open, isShown: edited === draft });
   } catch (requestError) {
     byId("label-set-form").inert = false; // an inert element cannot receive the focus
     byId("editor-status").textContent = "";
@@ -208,7 +208,7 @@ function controlOf(field) {
 async function conflicted(edited) {
   try {
     const response = await fetchOrThrow(path(edited.name));
-    const newest = await response.json();
+    const newest = await jsonOf(response);
     const etag = response.headers.get("etag");
     if (edited.etag === null) nameIsTaken(edited.name);
     else savedByOthers(edited, newest, etag);

@@ -1,6 +1,6 @@
 // Example images of the label set in the editor: counting, adding and deleting them.
 import { byId, countText, create } from "./elements.js";
-import { requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
+import { blobOf, requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { confirmDialog } from "./dialog.js";
@@ -175,7 +175,7 @@ function tile(example, classname, places) {
 
 async function showKept(example, picture, name) {
   try {
-    const file = await (await fetchOrThrow(path(`/${example.id}/content`))).blob();
+    const file = await blobOf(await fetchOrThrow(path(`/${example.id}/content`)));
     seen.set(example.sha256, URL.createObjectURL(file));
     picture.replaceChildren(create("img", { src: seen.get(example.sha256), alt: name }));
   } catch (requestError) {

@@ -1,6 +1,6 @@
 // The label sets that come with the server, each with a button that imports it.
 import { byId, countText, create, isTyping } from "./elements.js";
-import { jsonOptions, pathOf, requestJson } from "./requests.js";
+import { fetchOrThrow, jsonOptions, pathOf, requestJson } from "./requests.js";
 import { addressOf } from "./views.js";
 
 const MAX_NAMES = 20;
@@ -34,7 +34,7 @@ async function importLabelSet(name, load, problem) {
   try {
     const content = await requestJson(pathOf("shipped-label-sets", name));
     // Not over a label set that somebody has written meanwhile.
-    await requestJson(pathOf("label-sets", name), jsonOptions("PUT", content, { "If-None-Match": "*" }));
+    await fetchOrThrow(pathOf("label-sets", name), jsonOptions("PUT", content, { "If-None-Match": "*" }));
     if (!isTyping()) location.hash = addressOf("label-sets", name);
     byId("label-sets-status").textContent = `“${name}” is imported.`;
   } catch (error) {

@@ -2,7 +2,7 @@
 // of the label set, as the drafts of the editor are.
 import { html, live, nothing, render, repeat, svg } from "./lit.js";
 import { byId, countText, focusLater, percent } from "./elements.js";
-import { fetchOrThrow, jsonOptions, pathOf } from "./requests.js";
+import { fetchOrThrow, jsonOf, jsonOptions, pathOf } from "./requests.js";
 import { confirmDialog } from "./dialog.js";
 import { onJobs, watchJobs } from "./job_list.js";
 import { BOX, ORDERS, across, figuresAt, figuresOfAll, findSame, height, ordered, pathsOf, shortened } from "./threshold_curves.js";
@@ -86,7 +86,7 @@ async function load(of, { query = "", onlySameVersion = false } = {}) {
   show();
   try {
     const response = await fetchOrThrow(`${path(of.name)}${query}`);
-    const data = await response.json();
+    const data = await jsonOf(response);
     if (request !== of.request || (onlySameVersion && data.version !== of.data.version)) return false;
     take(of, data, response.headers.get("etag"));
     return true;
@@ -159,7 +159,7 @@ async function store() {
   try {
     const thresholds = Object.fromEntries(of.changes);
     const response = await fetchOrThrow(path(of.name), jsonOptions("PATCH", { thresholds }, { "If-Match": replaced }));
-    const labelSet = await response.json();
+    const labelSet = await jsonOf(response);
     stored(of, thresholds, labelSet, response.headers.get("etag"));
     afterStoring({ labelSet, etag: of.etag, replaced, thresholds });
   } catch (error) {
