@@ -1,5 +1,5 @@
 // The entry point: connects the views. The modules of a view that is not open at first are loaded when it is.
-import { byId } from "./elements.js";
+import { byId, create } from "./elements.js";
 import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
@@ -33,7 +33,9 @@ async function open(load, errorId, show) {
   try {
     view = await load();
   } catch {
-    Object.assign(problem, { hidden: false, textContent: "This view cannot be loaded. Is the server running? Then open the view again." });
+    const again = create("button", { type: "button", className: "link", textContent: "Try again", onclick: () => open(load, errorId, show) });
+    problem.replaceChildren("This view cannot be loaded. Is the server running? ", again);
+    problem.hidden = false;
     return;
   }
   if (problem.textContent.startsWith("This view cannot")) problem.hidden = true;
