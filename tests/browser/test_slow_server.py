@@ -1,10 +1,13 @@
 """The page in a real browser while the server is slow, fails once, or answers out of order."""
 
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from tests.browser.test_playground import choose, classify
+from tests.end_to_end.server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -298,3 +301,168 @@ def test_a_view_whose_modules_cannot_be_loaded_can_be_tried_again_there(open_pag
     page.click("#label-sets-error >> text=Try again")
     expect(page.locator("#shipped-list li").first).to_be_visible()
     expect(page.locator("#label-sets-error")).to_be_hidden()
+
+
+# --- example images --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_examples(client, pictures, pets):
+    """A label set with 27 example images of a cat, which are more than a page shows, and an unlabelled one."""
+    pixels = Image.open(pictures / "chelsea.jpg")
+    images = []
+    for number in range(27):
+        content = io.BytesIO()
+        pixels.crop((number, 0, 200 + number, 200)).save(content, "JPEG")
+        images.append(("image", (f"{number}.jpg", content.getvalue())))
+    url = f"/v1/label-sets/{pets}/images"
+    assert client.post(url, files=images[:16], data={"class": "cat"}).json()["added"] == 16
+    assert client.post(url, files=images[16:], data={"class": "cat"}).json()["added"] == 11
+    assert client.post(url, files={"image": (pictures / "coffee.jpg").read_bytes()}).json()["added"] == 1
+    return pets
+
+
+def open_class(page, name):
+    row = page.locator("#editor-classes > li").filter(has=page.get_by_text(name, exact=True))
+    row.locator("summary").click()
+    return row
+
+
+def labelled(client, name):
+    return client.get(f"/v1/label-sets/{name}/images").raise_for_status().json()["counts"]
+
+
+def test_example_images_are_shown_once_however_often_they_are_asked_for(open_page, with_examples):
+    page = open_page(f"#label-sets/{with_examples}")
+    refuse_once(page, "**/images?class=*")
+    row = open_class(page, "cat")
+    expect(row.locator(".problem")).to_contain_text(REFUSED)
+    row.get_by_text("Try again").click()
+    expect(row.locator(".problem")).to_be_hidden()
+    expect(row.locator(".pictures li")).to_have_count(24)
+    held = hold(page, "**/images?class=*")
+    row.get_by_text("Show more").dblclick()
+    wait_for(page, lambda: len(held) == 2)
+    for route in held:
+        route.continue_()
+    expect(row.get_by_text("Show more")).to_be_hidden()
+    page.wait_for_timeout(200)
+    expect(row.locator(".pictures li")).to_have_count(27)
+
+
+def test_counts_that_arrive_late_do_not_replace_newer_ones(open_page, client, with_examples, pictures):
+    page = open_page("#label-sets")
+    held = hold(page, "**/images?limit=1")
+    go(page, f"#label-sets/{with_examples}")
+    row = open_class(page, "cat")
+    expect(row.locator(".pictures li")).to_have_count(24)
+    # The question has the number also if the counts of the label set are not there yet.
+    row.get_by_text("Delete all images of cat…").click()
+    expect(page.locator("dialog")).to_contain_text("Delete all 27 example images of cat")
+    page.keyboard.press("Escape")
+    before = held[0].fetch()
+    row.locator("input[type=file]").set_input_files(pictures / "chelsea.jpg")
+    expect(page.locator("#examples-counts")).to_contain_text("28 labelled images")
+    with page.expect_response("**/images?limit=1"):
+        held[0].fulfill(response=before)
+    page.wait_for_timeout(200)
+    expect(page.locator("#examples-counts")).to_contain_text("28 labelled images")
+
+
+def test_counts_can_be_loaded_again_and_an_error_stays_with_its_label_set(open_page, client, pets):
+    other = new_label_set(client, f"{pets}-2", "fox")
+    page = open_page("#label-sets")
+    held = hold(page, f"**/{pets}/images?limit=1")
+    go(page, f"#label-sets/{pets}")
+    wait_for(page, lambda: held)
+    held[0].fulfill(**BUSY)
+    expect(page.locator("#examples-error")).to_contain_text(REFUSED)
+    page.click("#examples-error >> text=Try again")
+    wait_for(page, lambda: len(held) == 2)
+    go(page, f"#label-sets/{other}")
+    opened(page, other)
+    expect(page.locator("#examples-counts")).to_have_text("There are no example images yet.")
+    with page.expect_response(f"**/{pets}/images?limit=1"):
+        held[1].fulfill(**BUSY)
+    page.wait_for_timeout(200)
+    expect(page.locator("#examples-error")).to_be_hidden()
+
+
+def test_images_are_deleted_from_the_label_set_that_was_asked_about(open_page, client, with_examples, pictures):
+    other = new_label_set(client, f"{with_examples}-2")
+    content = (pictures / "coffee.jpg").read_bytes()
+    client.post(f"/v1/label-sets/{other}/images", files={"image": content}).raise_for_status()
+    page = open_page(f"#label-sets/{other}")
+    go(page, f"#label-sets/{with_examples}")
+    opened(page, with_examples)
+    page.click("#delete-unlabelled")
+    page.go_back()  # while the question is open
+    opened(page, other)
+    expect(page.locator("#examples-counts")).to_contain_text("1 unlabelled")
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.click("dialog .danger")
+    page.wait_for_timeout(200)
+    expect(page.locator("#examples-counts")).to_have_text("0 labelled images in 0 classes, 1 unlabelled.")
+    expect(page.locator("#unlabelled-status")).to_be_empty()
+    assert labelled(client, other)["unlabelled"] == 1
+    assert labelled(client, with_examples)["unlabelled"] == 0
+
+
+def test_a_slow_deletion_of_an_image_is_not_sent_twice(open_page, client, with_examples):
+    page = open_page(f"#label-sets/{with_examples}")
+    row = open_class(page, "cat")
+    held = hold(page, "**/images/*", "DELETE")
+    first = row.locator(".pictures .remove").first
+    first.click()
+    page.click("dialog .danger")
+    expect(row.locator("[role=status]")).to_have_text("Deleting…")
+    first.click()
+    expect(page.locator("dialog")).to_have_count(0)
+    wait_for(page, lambda: held)
+    held[0].continue_()
+    expect(row.locator("[role=status]")).to_have_text("1 image deleted.")
+    expect(row.locator(".pictures li")).to_have_count(23)
+
+
+def test_a_slow_addition_reports_where_it_can_be_seen(open_page, client, pets, pictures):
+    other = new_label_set(client, f"{pets}-2", "fox")
+    page = open_page(f"#label-sets/{pets}")
+    row = open_class(page, "cat")
+    held = hold(page, f"**/{pets}/images", "POST")
+    row.locator("input[type=file]").set_input_files(pictures / "chelsea.jpg")
+    expect(row.locator("[role=status]")).to_have_text("Adding 1 of 1…")
+    wait_for(page, lambda: held)
+    page.fill("#new-classes", "hen")
+    page.click("#save-label-set")  # draws the rows again
+    expect(page.locator("#editor-status")).to_have_text("Saved as version 2.")
+    held.pop().fulfill(**BUSY)
+    expect(page.locator("#examples-error")).to_have_text(REFUSED)
+    row.locator("input[type=file]").set_input_files(pictures / "chelsea.jpg")
+    wait_for(page, lambda: held)
+    go(page, f"#label-sets/{other}")
+    opened(page, other)
+    held.pop().fulfill(**BUSY)
+    expect(page.locator("#label-sets-error")).to_have_text(f"“{pets}”: The images are not added. {REFUSED}")
+    expect(page.locator("#examples-error")).to_be_hidden()
+
+
+def test_kept_images_belong_to_the_label_set_that_was_opened(browser, tmp_path, pictures):
+    with serving("--keep-images", "true", data_dir=tmp_path) as server, server.client() as client:
+        for name, file in (("cats", "chelsea-1.jpg"), ("cups", "coffee-1.jpg")):
+            new_label_set(client, name, "thing")
+            files = {"image": (pictures / file).read_bytes()}
+            client.post(f"/v1/label-sets/{name}/images", files=files, data={"class": "thing"}).raise_for_status()
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url) if "content" in request.url else None)
+        page.goto(f"{server.url}/#label-sets/cats")
+        opened(page, "cats")
+        held = hold(page, "**/cats/images?class=*")
+        open_class(page, "thing")
+        wait_for(page, lambda: held)
+        go(page, "#label-sets/cups")
+        opened(page, "cups")
+        with page.expect_request("**/content"):
+            held[0].continue_()
+        assert asked == [f"{server.url}/v1/label-sets/cats/images/1/content"]
+        page.close()

@@ -51,6 +51,7 @@ export async function edit(name) {
 /** Hide what belongs to another label set than the address says, until this one is loaded. */
 function hideDraft() {
   draft = null;
+  startExamples("", [], () => {}); // answers that arrive belong to no label set shown
   clearRequestError(byId("editor-failed"));
   byId("editor").hidden = byId("editor-loading").hidden = false;
   byId("label-set-form").hidden = byId("editor-tools").hidden = true;
@@ -75,7 +76,7 @@ export function thresholdsStored(change) {
 /** Show no label set. */
 export function closeEditor() {
   latestRequest += 1;
-  draft = null;
+  hideDraft();
   byId("editor").hidden = true;
 }
 
@@ -115,7 +116,7 @@ function show(shown, open = new Set()) {
   const name = isNew ? "" : draft.name;
   const classnames = draft.classes.map((entry) => entry.stored).filter((entry) => entry !== null);
   byId("editor-tools").hidden = isNew;
-  startExamples(name, classnames, () => rows.refresh()).catch((requestError) => showLoadError(requestError, byId("examples-error")));
+  startExamples(name, classnames, () => rows.refresh());
   toolsFor(name, classnames, draft.newest);
 }
 
