@@ -466,3 +466,151 @@ def test_kept_images_belong_to_the_label_set_that_was_opened(browser, tmp_path, 
             held[0].continue_()
         assert asked == [f"{server.url}/v1/label-sets/cats/images/1/content"]
         page.close()
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+JOB = {"id": "1", "kind": "build-captions", "label_set": None, "database": "everyday", "done": 1, "total": 4}
+RUNNING, SUCCEEDED = ({**JOB, "error": None, "status": status} for status in ("running", "succeeded"))
+
+
+def job_list(*jobs):
+    return {"json": {"jobs": jobs, "next_after": None}}
+
+
+def watch_jobs(page):
+    page.evaluate("() => { import('/playground/job_list.js').then(({ watchJobs }) => watchJobs()); }")
+
+
+def test_an_older_list_of_jobs_does_not_replace_a_newer_one(open_page):
+    page = open_page()
+    held = hold(page, "**/v1/jobs?*")
+    for count in (1, 2):
+        watch_jobs(page)
+        wait_for(page, lambda count=count: len(held) == count)
+    held[1].fulfill(**job_list(RUNNING))
+    with page.expect_response("**/v1/jobs?*"):
+        held[0].fulfill(**job_list())
+    wait_for(page, lambda: len(held) == 3)  # the job is still watched
+    held[2].fulfill(**job_list(RUNNING))
+    expect(page.locator(".jobs summary")).to_contain_text("Jobs: 1 running")
+
+
+def test_why_a_job_cannot_be_stopped_stays_in_the_list_and_one_that_has_ended_is_no_error(open_page):
+    page = open_page()
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(**job_list(RUNNING)))
+    page.route("**/v1/jobs/1", lambda route: route.fulfill(**BUSY))
+    watch_jobs(page)
+    page.click(".jobs summary")
+    stop = page.get_by_role("button", name="Stop: Caption database everyday")
+    stop.click()
+    refusal = page.locator(".jobs .field-problem")
+    for _ in range(2):
+        with page.expect_response("**/v1/jobs?*"):
+            pass
+    expect(refusal).to_have_text(REFUSED)
+    page.unroute("**/v1/jobs/1")
+    ended = {"title": "Conflict", "detail": "job '1' has already cancelled", "status": 409}
+    page.route("**/v1/jobs/1", lambda route: route.fulfill(status=409, json=ended))
+    with page.expect_response("**/v1/jobs/1"):
+        stop.dblclick()
+    expect(refusal).to_be_hidden()
+    with page.expect_response("**/v1/jobs?*"):
+        pass
+    expect(refusal).to_be_hidden()
+
+
+def test_a_build_is_started_once_and_followed_although_the_jobs_cannot_be_read_at_first(open_page):
+    page = open_page("#captions")
+    answers = [BUSY, job_list(RUNNING), job_list(SUCCEEDED)]
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(**(answers.pop(0) if answers else job_list())))
+    held = hold(page, "**/v1/databases/everyday", "PUT")
+    row = page.locator("#build-sources li").first
+    row.get_by_role("button", name="Build: everyday").dblclick()
+    wait_for(page, lambda: held)
+    page.wait_for_timeout(200)
+    assert len(held) == 1
+    held[0].fulfill(json={**RUNNING, "status": "queued"})
+    expect(row.get_by_role("button", name="Stop building everyday")).to_be_visible()
+    expect(row.get_by_role("button", name="Build: everyday")).to_be_visible()
+    expect(row.locator("progress")).to_be_hidden()
+
+
+def test_an_evaluation_goes_on_when_a_poll_fails_and_ends_with_its_label_set(open_page, client, with_examples):
+    page = open_page(f"#label-sets/{with_examples}")
+    opened(page, with_examples)
+    started = hold(page, "**:evaluate", "POST")
+    cut_once(page, "**/v1/jobs/*")
+    page.click("#evaluate")
+    wait_for(page, lambda: started)
+    started[0].continue_()
+    expect(page.locator("#evaluate-status")).to_contain_text("Compared on 27 images", timeout=60_000)
+    expect(page.locator("#evaluate-error")).to_be_hidden()
+    assert len(started) == 1
+    page.click("#delete-label-set")
+    page.click("dialog .danger")
+    expect(page.locator("#label-sets-status")).to_have_text(f"“{with_examples}” is deleted.")
+    new_label_set(client, with_examples)
+    go(page, f"#label-sets/{with_examples}")
+    opened(page, with_examples)
+    expect(page.locator("#evaluation")).to_be_hidden()
+    expect(page.locator("#evaluate-status")).to_be_empty()
+
+
+def test_an_evaluation_that_was_left_does_not_end_the_next_one(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    refuse_once(page, "**/images?limit=1")  # so that the page does not say that there are no images
+    page.reload()
+    opened(page, pets)
+    held = hold(page, "**:evaluate", "POST")
+    page.click("#evaluate")
+    wait_for(page, lambda: held)
+    go(page, "#new-label-set")
+    expect(page.locator("#editor-title")).to_have_text("New label set")
+    refuse_once(page, "**/images?limit=1")
+    go(page, f"#label-sets/{pets}")
+    opened(page, pets)
+    page.click("#evaluate")
+    wait_for(page, lambda: len(held) == 2)
+    with page.expect_response("**:evaluate"):
+        held[0].fulfill(**BUSY)
+    page.wait_for_timeout(200)
+    expect(page.locator("#evaluate-error")).to_be_hidden()
+    expect(page.locator("#evaluate")).to_be_disabled()
+    held[1].fulfill(**BUSY)
+    expect(page.locator("#evaluate-error")).to_have_text(REFUSED)
+    expect(page.locator("#evaluate")).to_be_enabled()
+
+
+# --- test images -----------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_test_of_another_label_set_says_and_stops_nothing(open_page, client, pets, pictures):
+    other = new_label_set(client, f"{pets}-2", "fox")
+    page = open_page()
+    models = hold(page, "**/v1/models")
+    tests = hold(page, "**/v1/classify", "POST")
+    page.reload()
+    go(page, f"#label-sets/{pets}")
+    page.set_input_files("#test-zones li:has-text('cat') input", pictures / "chelsea.jpg")
+    page.click("#test")
+    go(page, f"#label-sets/{other}")
+    opened(page, other)
+    expect(page.locator("#test")).to_be_enabled()
+    wait_for(page, lambda: models)
+    models[0].continue_()
+    expect(page.locator("#test-method option").nth(2)).to_be_attached()
+    expect(page.locator("#test-status")).to_be_empty()
+    assert tests == []
+
+
+def test_the_methods_for_test_images_can_be_loaded_again(open_page, pets):
+    page = open_page()
+    page.route("**/v1/models", lambda route: route.fulfill(**BUSY))
+    page.reload()
+    go(page, f"#label-sets/{pets}")
+    expect(page.locator("#test-error")).to_contain_text(REFUSED)
+    page.unroute("**/v1/models")
+    page.click("#test-error >> text=Try again")
+    expect(page.locator("#test-method option").nth(2)).to_be_attached()
+    expect(page.locator("#test-error")).to_be_hidden()

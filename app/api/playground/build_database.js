@@ -37,7 +37,7 @@ function row({ name, title, hint }) {
   const stop = create("button", { type: "button", className: "secondary", textContent: "Stop", "aria-label": `Stop building ${name}`, hidden: true });
   const progress = create("progress", { "aria-label": `Progress of ${name}`, hidden: true });
   const problem = create("p", { className: "problem", role: "alert", hidden: true });
-  const parts = { state, build, stop, progress, problem, job: null };
+  const parts = { state, build, stop, progress, problem, job: null, isActing: false };
   build.onclick = () => act(parts, async () => follow(parts, await requestJson(pathOf("databases", name), jsonOptions("PUT", { source: name }))));
   stop.onclick = () => act(parts, () => cancelJob(parts.job));
   rows.set(name, parts);
@@ -45,14 +45,17 @@ function row({ name, title, hint }) {
 }
 
 async function act(parts, action) {
+  if (parts.isActing) return;
+  parts.isActing = true;
   parts.problem.hidden = true;
   try {
     await action();
-    await watchJobs();
   } catch (error) {
     parts.problem.textContent = error.message;
     parts.problem.hidden = false;
   }
+  parts.isActing = false;
+  watchJobs();
 }
 
 function follow(parts, job) {

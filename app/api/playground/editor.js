@@ -350,6 +350,7 @@ async function remove() {
     });
     drafts.delete(name);
     forget(name);
+    if (deleted === draft) toolsFor("", [], 0); // results of it are not those of a later label set of this name
     if (deleted === draft && currentView() === "label-sets") location.hash = addressOf("label-sets");
     else listChanged({ isStored: true });
     byId("label-sets-status").textContent = `“${name}” is deleted.`;
