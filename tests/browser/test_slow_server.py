@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from tests.browser.test_playground import choose, classify
+from tests.browser.test_playground import built, choose, classify
 from tests.end_to_end.server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -195,7 +195,12 @@ def test_a_slow_save_leaves_the_label_set_alone_that_is_shown_by_then(open_page,
     expect(page.locator("#label-set-list li").filter(has_text=re.compile(f"{pets} "))).to_contain_text("version 2")
     expect(page.locator("#label-set-list [aria-current]")).to_have_text(other)
     opened(page, other)
+    lists = hold(page, "**/v1/label-sets?*")
     save_and_leave("hen").fulfill(**BUSY)
+    expect(page.locator("#label-sets-error")).to_have_text(f"“{pets}” is not saved. {REFUSED}")
+    with page.expect_response("**/v1/label-sets?*"):
+        lists[-1].continue_()
+    page.wait_for_timeout(200)
     expect(page.locator("#label-sets-error")).to_have_text(f"“{pets}” is not saved. {REFUSED}")
     expect(page.locator("#editor-error")).to_be_hidden()
     expect(page.locator("#new-classes")).to_have_value("tit")
@@ -614,3 +619,82 @@ def test_the_methods_for_test_images_can_be_loaded_again(open_page, pets):
     page.click("#test-error >> text=Try again")
     expect(page.locator("#test-method option").nth(2)).to_be_attached()
     expect(page.locator("#test-error")).to_be_hidden()
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(client):
+    """A caption database of three pages of ten."""
+    built(client, "archive", [f"a photo of {number} cats" for number in range(30)])
+
+
+def test_pages_of_captions_stay_in_order_with_double_clicks_and_errors(open_page, archive):
+    page = open_page("#captions")
+    page.fill("#search-text", "cats")
+    page.press("#search-text", "Enter")
+    status = page.locator("#search-status")
+    expect(status).to_contain_text("Captions 1 to 10")
+    refuse_once(page, "**/search", "POST")
+    page.click("#next-captions")
+    expect(page.locator("#search-error")).to_have_text(REFUSED)
+    expect(status).not_to_contain_text("Searching")
+    held = hold(page, "**/search", "POST")
+
+    def twice(button):
+        page.locator(button).evaluate("button => { button.click(); button.click(); }")
+        wait_for(page, lambda: len(held) == 2)
+        for _ in range(2):
+            held.pop().continue_()
+
+    twice("#next-captions")
+    expect(status).to_contain_text("Captions 11 to 20")
+    twice("#previous-captions")
+    expect(status).to_contain_text("Captions 1 to 10")
+    expect(page.locator("#previous-captions")).to_be_hidden()
+    # The pages are those of the captions that are shown, also if another search has failed.
+    page.fill("#search-text", "dogs")
+    page.press("#search-text", "Enter")
+    wait_for(page, lambda: held)
+    held.pop().fulfill(**BUSY)
+    expect(page.locator("#search-error")).to_have_text(REFUSED)
+    page.click("#next-captions")
+    wait_for(page, lambda: held)
+    assert held[0].request.post_data_json["text"] == "cats"
+    held[0].continue_()
+    expect(status).to_contain_text("Captions 11 to 20")
+
+
+def test_databases_can_be_loaded_again_and_the_newest_answer_is_shown(open_page, archive):
+    page = open_page()
+    held = hold(page, "**/v1/databases")
+    go(page, "#captions")
+    wait_for(page, lambda: held)
+    held[0].fulfill(**BUSY)
+    expect(page.locator("#search-error")).to_contain_text(REFUSED)
+    page.click("#search-error >> text=Try again")
+    wait_for(page, lambda: len(held) == 2)
+    go(page, "#classify")
+    go(page, "#captions")
+    wait_for(page, lambda: len(held) == 3)
+    held[2].continue_()
+    expect(page.locator("#search")).to_be_visible()
+    with page.expect_response("**/v1/databases"):
+        held[1].fulfill(json={"databases": []})
+    page.wait_for_timeout(200)
+    expect(page.locator("#search")).to_be_visible()
+
+
+def test_a_database_that_is_chosen_while_they_are_loaded_stays_chosen(open_page, client, archive):
+    built(client, "archive-2", ["a dog", "a cat"])
+    page = open_page("#captions")
+    held = hold(page, "**/v1/databases")
+    go(page, "#classify")
+    go(page, "#captions")
+    wait_for(page, lambda: held)
+    page.select_option("#search-database", "archive-2")
+    with page.expect_response("**/v1/databases"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#search-database")).to_have_value("archive-2")

@@ -32,11 +32,11 @@ export async function showLabelSets({ name = "", isNew = false, focus = false })
 async function load() {
   latestRequest += 1;
   const request = latestRequest;
+  clearRequestError(byId("label-sets-error")); // now: while the list is loaded, another error may be shown
   try {
     const found = await allLabelSets();
     if (request !== latestRequest) return;
     labelSets = found;
-    clearRequestError(byId("label-sets-error"));
     showList();
     await showShipped(new Set(labelSets.map((entry) => entry.name)));
   } catch (requestError) {
