@@ -698,3 +698,78 @@ def test_a_database_that_is_chosen_while_they_are_loaded_stays_chosen(open_page,
         held[0].continue_()
     page.wait_for_timeout(200)
     expect(page.locator("#search-database")).to_have_value("archive-2")
+
+
+# --- thresholds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_curves(client, with_examples):
+    classes = ["cat", "dog"]
+    client.put(f"/v1/label-sets/{with_examples}", json={"classes": classes, "multi_label": True}).raise_for_status()
+    return with_examples
+
+
+def open_thresholds(page):
+    page.click("#thresholds summary")
+    return page.get_by_label("Threshold of dog", exact=True)
+
+
+def test_thresholds_that_are_stored_slowly_are_not_replaced_by_older_ones(open_page, client, with_curves):
+    other = new_label_set(client, f"{with_curves}-2", "fox")
+    page = open_page(f"#label-sets/{with_curves}")
+    open_thresholds(page).fill("0.9")
+    curves = hold(page, f"**/{with_curves}/thresholds")
+    patches = hold(page, f"**/{with_curves}/thresholds", "PATCH")
+    page.locator(".store").evaluate("button => { button.click(); button.click(); }")
+    wait_for(page, lambda: patches)
+    go(page, f"#label-sets/{other}")
+    opened(page, other)
+    assert not page.evaluate("document.getElementById('threshold-charts').inert")
+    go(page, f"#label-sets/{with_curves}")
+    opened(page, with_curves)
+    assert page.evaluate("document.getElementById('threshold-charts').inert")
+    wait_for(page, lambda: curves)
+    before = curves[0].fetch()
+    assert len(patches) == 1
+    patches[0].continue_()
+    sentence = f"Stored as {with_curves}@3."
+    expect(page.locator(".store-bar .status")).to_have_text(sentence)
+    with page.expect_response("**/thresholds"):
+        curves[0].fulfill(response=before)
+    page.wait_for_timeout(200)
+    expect(page.locator(".store-bar .status")).to_have_text(sentence)
+    expect(page.get_by_label("Threshold of dog", exact=True)).to_have_value("0.9")
+    assert not page.evaluate("document.getElementById('threshold-charts').inert")
+
+
+def test_storing_thresholds_again_after_an_answer_was_lost_is_no_conflict(open_page, client, with_curves):
+    page = open_page(f"#label-sets/{with_curves}")
+    slider = open_thresholds(page)
+    slider.fill("0.9")
+    cut_once(page, f"**/{with_curves}/thresholds", "PATCH")
+    page.click(".store")
+    expect(page.locator(".store-bar .problem")).to_contain_text(INCOMPLETE)
+    page.click(".store")
+    expect(page.locator(".store-bar .status")).to_have_text(f"Stored as {with_curves}@3.")
+    slider.fill("0.8")
+    page.click(".store")
+    expect(page.locator(".store-bar .status")).to_have_text(f"Stored as {with_curves}@4.")
+
+
+def test_thresholds_of_a_label_set_that_was_left_move_no_focus(open_page, client, with_curves):
+    other = new_label_set(client, f"{with_curves}-2", "fox")
+    page = open_page(f"#label-sets/{with_curves}")
+    open_thresholds(page).fill("0.9")
+    changed = {"classes": ["cat", "dog", "hen"], "multi_label": True}
+    client.put(f"/v1/label-sets/{with_curves}", json=changed).raise_for_status()
+    page.click(".store")
+    held = hold(page, f"**/{with_curves}/thresholds")
+    page.click("text=Load the new version, keep my thresholds")
+    wait_for(page, lambda: held)
+    go(page, f"#label-sets/{other}")
+    opened(page, other)
+    with page.expect_response(f"**/{with_curves}/thresholds"):
+        held[0].continue_()
+    page.wait_for_timeout(200)  # an error of the page fails the test
+    opened(page, other)
