@@ -773,3 +773,130 @@ def test_thresholds_of_a_label_set_that_was_left_move_no_focus(open_page, client
         held[0].continue_()
     page.wait_for_timeout(200)  # an error of the page fails the test
     opened(page, other)
+
+
+# --- classifying -----------------------------------------------------------------------------------------------------
+
+
+def test_samples_that_are_clicked_twice_are_added_once(open_page):
+    page = open_page()
+    held = hold(page, "**/samples/cat.jpg")
+    page.locator(".sample").first.evaluate("button => { button.click(); button.click(); }")
+    wait_for(page, lambda: held)
+    page.wait_for_timeout(200)
+    for route in held:
+        route.continue_()
+    expect(page.locator("#up-to-date")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(1)
+
+
+def test_a_dialog_that_is_clicked_twice_opens_once_and_only_in_its_view(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    held = hold(page, "**/playground/lightbox.js")
+    enlarge = page.get_by_role("button", name="Enlarge chelsea.jpg")
+    enlarge.dblclick()
+    wait_for(page, lambda: held)
+    go(page, "#captions")
+    expect(page.locator("#view-captions")).to_be_visible()
+    with page.expect_response("**/playground/lightbox.js"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("dialog")).to_have_count(0)
+    go(page, "#classify")
+    enlarge.evaluate("button => { button.click(); button.click(); }")
+    expect(page.locator("dialog")).to_have_count(1)
+
+
+@pytest.mark.parametrize(("button", "module"), [("#earlier", "history"), ("#camera", "camera")])
+def test_a_dialog_whose_module_cannot_be_loaded_says_so_and_opens_later(open_page, button, module):
+    page = open_page()
+    page.route(f"**/playground/{module}.js", lambda route: route.fulfill(status=404))
+    page.click(button)
+    expect(page.locator("#error")).to_contain_text("This dialog cannot be loaded.")
+    page.unroute(f"**/playground/{module}.js")
+    page.click(button)
+    expect(page.locator("dialog")).to_be_visible()
+
+
+def test_names_that_cannot_be_loaded_are_loaded_again_by_a_button(open_page, pets):
+    page = open_page()
+    refuse_once(page, "**/v1/label-sets?*")
+    page.check("input[name=source][value=label_set]", force=True)
+    expect(page.locator("#load-error")).to_contain_text(REFUSED)
+    expect(page.get_by_text("Loading…")).to_be_hidden()
+    page.click("#load-error >> text=Try again")
+    expect(page.locator("#label-set")).to_be_visible()
+    expect(page.locator("#load-error")).to_be_hidden()
+
+
+def test_an_older_list_of_label_sets_does_not_change_the_choice(open_page, client, pets):
+    page = open_page()
+    held = hold(page, "**/v1/label-sets?*")
+    page.check("input[name=source][value=label_set]", force=True)
+    wait_for(page, lambda: held)
+    before = held[0].fetch()
+    name = new_label_set(client, f"{pets}-2", "fox")
+    go(page, f"#classify/{name}")
+    wait_for(page, lambda: len(held) == 2)
+    held[1].continue_()
+    expect(page.locator("#label-set")).to_have_value(name)
+    with page.expect_response("**/v1/label-sets?*"):
+        held[0].fulfill(response=before)
+    page.wait_for_timeout(200)
+    expect(page.locator("#label-set")).to_have_value(name)
+
+
+def test_suggestions_for_images_that_were_removed_are_not_shown(open_page, archive, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    held = hold(page, "**/v1/classify", "POST")
+    page.click("#suggest")
+    wait_for(page, lambda: held)
+    page.click("#remove-pictures")
+    choose(page, pictures / "coffee.jpg")
+    expect(page.locator("#suggest")).to_be_enabled()
+    with page.expect_response("**/v1/classify"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#suggestions")).to_be_hidden()
+
+
+def test_an_explanation_that_cannot_be_loaded_can_be_loaded_again(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, coffee cup")
+    classify(page)
+    refuse_once(page, "**/v1/classify", "POST")
+    page.click("text=Why?")
+    expect(page.locator(".why .problem")).to_contain_text(REFUSED)
+    page.click(".why >> text=Try again")
+    expect(page.locator(".why .prompts").first).to_be_visible()
+
+
+def test_a_label_can_be_typed_before_the_label_set_is_known_or_if_it_cannot_be_loaded(
+    open_page, client, pets, pictures
+):
+    page = open_page(f"#classify/{pets}")
+    expect(page.locator("#label-set")).to_have_value(pets)
+    choose(page, pictures / "chelsea.jpg")
+    classify(page)
+    held = hold(page, f"**/v1/label-sets/{pets}")
+    page.click("text=Wrong? It is …")
+    wait_for(page, lambda: held)
+    page.type("#right-label", "ki")
+    held.pop().continue_()
+    expect(page.locator(".label-choices button").first).to_be_visible()
+    page.keyboard.type("t")
+    expect(page.locator("#right-label")).to_have_value("kit")
+    page.keyboard.press("Escape")
+    page.click("text=Wrong? It is …")
+    wait_for(page, lambda: held)
+    held.pop().fulfill(**BUSY)
+    expect(page.locator("dialog .problem")).to_have_text(REFUSED)
+    page.fill("#right-label", "kitten")
+    page.press("#right-label", "Enter")
+    wait_for(page, lambda: held)
+    held.pop().continue_()
+    expect(page.locator("#learning")).to_contain_text("1 example in 1 class.")
+    assert labelled(client, pets)["labelled"] == {"kitten": 1}
