@@ -900,3 +900,33 @@ def test_a_label_can_be_typed_before_the_label_set_is_known_or_if_it_cannot_be_l
     held.pop().continue_()
     expect(page.locator("#learning")).to_contain_text("1 example in 1 class.")
     assert labelled(client, pets)["labelled"] == {"kitten": 1}
+
+
+# --- label sets that come with the server ----------------------------------------------------------------------------
+
+
+def test_a_slow_import_is_sent_once_and_leaves_the_view_alone(open_page, client):
+    page = open_page("#label-sets")
+    held = hold(page, "**/v1/label-sets/foods", "PUT")
+    page.click("[aria-label='Import foods']")
+    wait_for(page, lambda: held)
+    go(page, "#new-label-set")
+    go(page, "#label-sets")
+    expect(page.locator("#shipped")).to_be_visible()
+    with page.expect_response("**/v1/label-sets?*"):
+        go(page, "#captions")
+        go(page, "#label-sets")
+    expect(page.locator("[aria-label='Import foods']")).to_be_disabled()
+    go(page, "#classify")
+    expect(page.locator("#view-classify")).to_be_visible()
+    held.pop().fulfill(**BUSY)
+    go(page, "#label-sets")
+    expect(page.locator("#shipped-list .problem:visible")).to_have_text(REFUSED)
+    page.click("[aria-label='Import foods']")
+    wait_for(page, lambda: held)
+    go(page, "#new-label-set")
+    page.fill("#editor-name", "mine")
+    held.pop().continue_()
+    expect(page.locator("#label-set-list").get_by_role("link", name="foods", exact=True)).to_be_visible()
+    assert page.evaluate("location.hash") == "#new-label-set"
+    expect(page.locator("#editor-name")).to_have_value("mine")

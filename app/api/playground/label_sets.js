@@ -38,7 +38,7 @@ async function load() {
     if (request !== latestRequest) return;
     labelSets = found;
     showList();
-    await showShipped(new Set(labelSets.map((entry) => entry.name)));
+    await showShipped(new Set(labelSets.map((entry) => entry.name)), load);
   } catch (requestError) {
     if (request === latestRequest) showLoadError(requestError, byId("label-sets-error"), load);
   }
