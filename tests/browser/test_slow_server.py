@@ -541,6 +541,36 @@ def test_a_build_is_started_once_and_followed_although_the_jobs_cannot_be_read_a
     expect(row.locator("progress")).to_be_hidden()
 
 
+def test_a_build_that_runs_is_not_taken_for_none_when_the_view_is_opened(open_page):
+    page = open_page()
+    page.route("**/v1/databases/everyday", lambda route: route.fulfill(json=RUNNING))
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(**job_list(RUNNING)), times=1)
+    go(page, "#captions")
+    row = page.locator("#build-sources li").first
+    row.get_by_role("button", name="Build: everyday").click()
+    state = row.locator(".hint").last
+    expect(state).to_have_text("Encoding: 1 of 4.")
+    jobs = hold(page, "**/v1/jobs?*")
+    wait_for(page, lambda: jobs)
+    with page.expect_response("**/v1/databases"):
+        go(page, "#classify")
+        go(page, "#captions")
+    page.wait_for_timeout(200)
+    expect(state).to_have_text("Encoding: 1 of 4.")
+
+
+def test_jobs_are_read_when_a_key_is_entered(open_page):
+    page = open_page()
+    page.route("**/v1/*", lambda route: route.fulfill(status=401))
+    page.reload()
+    expect(page.locator("#key")).to_be_visible()
+    page.unroute("**/v1/*")
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(**job_list(RUNNING)))
+    page.fill("#key", "secret")
+    page.press("#key", "Tab")
+    expect(page.locator(".jobs summary")).to_contain_text("Jobs: 1 running")
+
+
 def test_an_evaluation_goes_on_when_a_poll_fails_and_ends_with_its_label_set(open_page, client, with_examples):
     page = open_page(f"#label-sets/{with_examples}")
     opened(page, with_examples)
@@ -900,6 +930,44 @@ def test_a_label_can_be_typed_before_the_label_set_is_known_or_if_it_cannot_be_l
     held.pop().continue_()
     expect(page.locator("#learning")).to_contain_text("1 example in 1 class.")
     assert labelled(client, pets)["labelled"] == {"kitten": 1}
+
+
+def test_classifying_waits_for_the_label_sets_and_for_the_limits_of_the_server(open_page, client, pictures, pets):
+    page = open_page()
+    models = hold(page, "**/v1/models")
+    page.reload()
+    choose(page, pictures / "chelsea.jpg")
+    lists = hold(page, "**/v1/label-sets?*")
+    page.check("input[name=source][value=label_set]", force=True)
+    page.click("#classify")
+    wait_for(page, lambda: models)
+    page.wait_for_timeout(200)
+    expect(page.locator("#error")).to_be_hidden()
+    models[0].continue_()
+    wait_for(page, lambda: lists)
+    page.wait_for_timeout(200)
+    expect(page.locator("#error")).to_be_hidden()
+    for route in lists:
+        route.continue_()
+    page.unroute("**/v1/label-sets?*")
+    expect(page.locator("#up-to-date")).to_be_visible()
+
+
+def test_a_click_on_classify_shows_that_the_page_waits_for_the_server(open_page, pictures):
+    page = open_page()
+    models = hold(page, "**/v1/models")
+    page.reload()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, coffee cup")
+    page.click("#classify")
+    expect(page.locator("#classify")).to_have_text("Waiting for the server…")
+    expect(page.locator("#classify")).to_be_disabled()
+    wait_for(page, lambda: models)
+    models[0].fulfill(**BUSY)
+    expect(page.locator("#load-error")).to_contain_text(REFUSED)
+    page.unroute("**/v1/models")
+    page.click("#classify")
+    expect(page.locator("#up-to-date")).to_be_visible()
 
 
 # --- label sets that come with the server ----------------------------------------------------------------------------

@@ -16,7 +16,8 @@ let rebuilt = () => {};
 export function showBuilt(databases) {
   for (const { name } of SOURCES) {
     const found = databases.find((entry) => entry.name === name);
-    const { state, build } = rows.get(name);
+    const { state, build, stop } = rows.get(name);
+    if (!stop.hidden) continue; // it is being built
     build.textContent = found ? "Build again" : "Build";
     build.setAttribute("aria-label", `${build.textContent}: ${name}`);
     if (!found) state.textContent = "Not built yet.";

@@ -300,6 +300,10 @@ async function submit(event) {
     runner.resume();
     return;
   }
+  if (state.source === "label_set" && !state.labelSets) {
+    await reload();
+    if (!state.labelSets) return; // the page says why
+  }
   const missing = missingInput(state);
   if (missing) {
     const field = state.source === "labels" ? "labels" : "label_set";
@@ -308,7 +312,7 @@ async function submit(event) {
   }
   const focus = focusLater();
   await runner.start();
-  if (state.loadProblem) reload();
+  if (state.loadProblem && state.isLive) reload();
   whenDrawn(() => focus(find("#results")));
 }
 

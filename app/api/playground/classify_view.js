@@ -189,7 +189,7 @@ function classifyButton(state, actions) {
   if (!state.pictures.length) return nothing;
   const question = questionOf(state);
   const waiting = state.pictures.filter((picture) => !picture.isWanted || picture.failure || needsRequest(picture, question)).length;
-  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
+  if (state.isStarting || (state.run && !state.run.isStopped)) return html`<p class="go"><button id="classify" type="submit" disabled>${state.isStarting || state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
   if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels. <button id="to-results" type="button" class="link" @click=${actions.toResults}>See them</button></p>`;
   const count = question ? waiting : state.pictures.length;
   return html`<p class="go"><button id="classify" type="submit">${state.run?.isStopped ? "Continue" : `Classify ${countText(count, "image")}`}</button></p>`;

@@ -303,7 +303,7 @@ async function showVersion() {
   const edited = draft, version = Number(byId("editor-version").value), { name, shown } = edited;
   const question = `“${name}” has unsaved edits. Discard them and show version ${version}?`;
   if (isChanged(draft) && !(await confirmDialog("Discard your edits?", question, "Discard"))) {
-    byId("editor-version").value = String(shown);
+    if (edited === draft) byId("editor-version").value = String(shown);
     return;
   }
   await replaceBy(version, edited, "editor-version");

@@ -3,7 +3,7 @@ import { byId, create } from "./elements.js";
 import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
-import { startJobs } from "./job_list.js";
+import { startJobs, watchJobs } from "./job_list.js";
 
 /** Return a function that loads once; after a failure, the next call tries again. */
 const once = (load) => {
@@ -52,7 +52,10 @@ const views = startViews({
 
 // A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.
 acceptFilesAnywhere(() => ({ classify: takePictures, captions: async (files) => (await captions()).takeSearchPicture(files) })[currentView()]);
-byId("key").onchange = views.again;
+byId("key").onchange = () => {
+  views.again();
+  watchJobs();
+};
 document.querySelector(".skip").onclick = (event) => {
   event.preventDefault(); // the hash is not the address of a view
   byId("main").focus();
