@@ -175,6 +175,24 @@ def test_edits_are_kept_while_the_label_set_is_loaded_again(open_page, pets):
     expect(page.locator("#new-classes")).to_have_value("parrot")
 
 
+def test_a_version_that_was_saved_is_not_replaced_by_an_older_one(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    opened(page, pets)
+    held = hold(page, f"**/v1/label-sets/{pets}")
+    go(page, "#classify")
+    page.go_back()
+    wait_for(page, lambda: held)
+    before = held[0].fetch()
+    page.fill("#new-classes", "fox")
+    page.click("#save-label-set")
+    expect(page.locator("#editor-status")).to_have_text("Saved as version 2.")
+    with page.expect_response(f"**/v1/label-sets/{pets}"):
+        held[0].fulfill(response=before)
+    page.wait_for_timeout(200)
+    expect(page.locator("#editor-version")).to_have_value("2")
+    expect(page.locator("#editor-classes summary strong")).to_have_text(["cat", "dog", "fox"])
+
+
 def test_a_slow_save_leaves_the_label_set_alone_that_is_shown_by_then(open_page, client, pets):
     other = new_label_set(client, f"{pets}-2", "parrot")
     page = open_page(f"#label-sets/{pets}")

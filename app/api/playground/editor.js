@@ -68,6 +68,7 @@ export function thresholdsStored(change) {
   if (!edited) return;
   takeThresholds(edited, change);
   if (edited !== draft) return;
+  latestRequest += 1; // what is being loaded is older
   showVersions();
   rows.refresh();
   changed();
@@ -92,6 +93,7 @@ async function loadDraft(name, version = null) {
 
 function show(shown, open = new Set()) {
   if (draft?.name !== shown.name) byId("new-classes").value = "";
+  latestRequest += 1; // what is being loaded is older
   draft = shown;
   const isNew = draft.etag === null;
   byId("editor").hidden = byId("label-set-form").hidden = false;
