@@ -725,15 +725,18 @@ def test_without_limits_of_the_server_the_page_says_why_and_tries_again(open_pag
     busy = {"title": "Too many requests", "detail": "wait a moment", "status": 429}
     page.route("**/v1/models", lambda route: route.fulfill(status=429, json=busy))
     page.reload()
-    expect(page.locator("#error")).to_have_text("Too many requests: wait a moment")
+    expect(page.locator("#load-error span")).to_have_text("Too many requests: wait a moment")
     choose(page, pictures / "chelsea.jpg")
     page.fill("#new-labels", "cat, coffee cup")
     with page.expect_response("**/v1/models"):
         page.click("#classify")
-    expect(page.locator("#error")).to_have_text("Too many requests: wait a moment")
+    expect(page.locator("#load-error span")).to_have_text("Too many requests: wait a moment")
+    expect(page.locator("#method option")).to_have_count(2)
     page.unroute("**/v1/models")
     page.click("#classify")
     expect(page.locator("#up-to-date")).to_be_visible()
+    expect(page.locator("#load-error")).to_be_hidden()
+    expect(page.locator("#method option").nth(2)).to_be_attached()
 
 
 def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures):

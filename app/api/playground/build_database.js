@@ -16,7 +16,8 @@ let rebuilt = () => {};
 export function showBuilt(databases) {
   for (const { name } of SOURCES) {
     const found = databases.find((entry) => entry.name === name);
-    const { state, build } = rows.get(name);
+    const { state, build, stop } = rows.get(name);
+    if (!stop.hidden) continue; // it is being built
     build.textContent = found ? "Build again" : "Build";
     build.setAttribute("aria-label", `${build.textContent}: ${name}`);
     if (!found) state.textContent = "Not built yet.";
@@ -37,7 +38,7 @@ function row({ name, title, hint }) {
   const stop = create("button", { type: "button", className: "secondary", textContent: "Stop", "aria-label": `Stop building ${name}`, hidden: true });
   const progress = create("progress", { "aria-label": `Progress of ${name}`, hidden: true });
   const problem = create("p", { className: "problem", role: "alert", hidden: true });
-  const parts = { state, build, stop, progress, problem, job: null };
+  const parts = { state, build, stop, progress, problem, job: null, isActing: false };
   build.onclick = () => act(parts, async () => follow(parts, await requestJson(pathOf("databases", name), jsonOptions("PUT", { source: name }))));
   stop.onclick = () => act(parts, () => cancelJob(parts.job));
   rows.set(name, parts);
@@ -45,14 +46,17 @@ function row({ name, title, hint }) {
 }
 
 async function act(parts, action) {
+  if (parts.isActing) return;
+  parts.isActing = true;
   parts.problem.hidden = true;
   try {
     await action();
-    await watchJobs();
   } catch (error) {
     parts.problem.textContent = error.message;
     parts.problem.hidden = false;
   }
+  parts.isActing = false;
+  watchJobs();
 }
 
 function follow(parts, job) {

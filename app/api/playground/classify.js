@@ -23,8 +23,11 @@ const runner = createRunner(state, { changed, fail });
 const thumbnails = createThumbnails(changed);
 const view = byId("view-classify");
 const find = (selector) => view.querySelector(selector);
-const tools = createTools(state, runner, { relabel, again, whenDrawn, find });
+const tools = createTools(state, runner, { relabel, again, whenDrawn, find, forClick });
 let lastId = 0;
+let clicks = 0; // on what has a module of its own
+let loads = 0; // of the names of label sets or databases
+const fetching = new Set(); // the names of samples
 
 // --- drawing -------------------------------------------------------------------------------------------------------------
 
@@ -139,30 +142,36 @@ function removeAll() {
 }
 
 async function useSamples(samples) {
+  const names = samples.map(({ name }) => name).filter((name) => !fetching.has(name));
+  if (!names.length) return; // the first click is being answered
+  for (const name of names) fetching.add(name);
   try {
-    const files = await Promise.all(samples.map(({ name }) => sampleFile(name)));
+    const files = await Promise.all(names.map(sampleFile));
     if (state.source === "labels" && !state.labels.length && !find("#new-labels").value.trim()) state.labels = [...SAMPLE_LABELS];
     takePictures(files);
     whenDrawn(submit);
   } catch (error) {
-    fail(new RequestError(error.message));
+    fail(error);
+  } finally {
+    for (const name of names) fetching.delete(name);
   }
 }
 
-async function open(picture) {
-  const { openLightbox } = await import("./lightbox.js");
+/** Use the module of a dialog, unless the user has clicked again or left the view while it was loaded. */
+async function forClick(load, use) {
+  clicks += 1;
+  const click = clicks;
+  const module = await load().catch(() => fail(new RequestError("This dialog cannot be loaded. Is the server running? Then try again.")));
+  if (module && click === clicks && !view.hidden) use(module);
+}
+
+const open = (picture) => forClick(() => import("./lightbox.js"), ({ openLightbox }) => {
   openLightbox(picture, { pictures: shownPictures(state), onCrop: (file) => takePictures([file]) });
-}
+});
 
-async function camera() {
-  const { openCamera } = await import("./camera.js");
-  openCamera({ onPictures: takePictures });
-}
+const camera = () => forClick(() => import("./camera.js"), ({ openCamera }) => openCamera({ onPictures: takePictures }));
 
-async function imageUrls() {
-  const { openImageUrls } = await import("./image_urls.js");
-  openImageUrls({ onPictures: takeRemotePictures });
-}
+const imageUrls = () => forClick(() => import("./image_urls.js"), ({ openImageUrls }) => openImageUrls({ onPictures: takeRemotePictures }));
 
 // --- labels --------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +213,7 @@ function relabel({ labels = [], labelSet = "" }) {
   if (labelSet) Object.assign(state, { source: "label_set", labelSet });
   else Object.assign(state, { source: "labels", labels: [...labels] });
   revised();
-  loadNames();
+  reload();
 }
 
 /** Ask about every picture again: the label set has learned something. */
@@ -223,23 +232,38 @@ function removeLabels() {
 async function setSource(source) {
   state.source = source;
   revised();
-  await loadNames();
+  await reload();
 }
 
 /** Load the names of the source of labels. */
 async function loadNames() {
+  loads += 1;
+  const load = loads;
   try {
     if (state.source === "label_set") {
-      state.labelSets = await allLabelSets();
+      const found = await allLabelSets();
+      if (load !== loads) return; // the label set may be a newer one
+      state.labelSets = found;
       if (!state.labelSets.some((entry) => entry.name === state.labelSet)) state.labelSet = state.labelSets[0]?.name ?? "";
       store(state);
       runner.revise();
     }
-    if (state.source === "none") state.databases = (await allDatabases()).filter((entry) => !entry.problem);
+    if (state.source === "none") {
+      const found = await allDatabases();
+      if (load !== loads) return;
+      state.databases = found.filter((entry) => !entry.problem);
+    }
     changed();
   } catch (error) {
-    fail(error);
+    if (load === loads) failLoading(error);
   }
+}
+
+/** Show why names cannot be loaded, until they are: without them the page works, but does not offer everything. */
+function failLoading(error) {
+  if (error.status === 401) fail(error);
+  else state.loadProblem = error;
+  changed();
 }
 
 /** Discover labels in some of the images. */
@@ -247,20 +271,23 @@ async function suggest() {
   const readable = state.pictures.filter((picture) => !isUnreadable(picture));
   const step = Math.max(1, readable.length / IMAGES_FOR_SUGGESTIONS);
   const chosen = readable.filter((_, index) => Math.floor(index / step) !== Math.floor((index - 1) / step));
-  state.suggestions = { isLoading: true };
+  const loading = { isLoading: true };
+  state.suggestions = loading;
   changed();
   const { model, database } = state.options;
   const fields = Object.entries({ top_k: LABELS_PER_IMAGE, model, database }).filter(([, value]) => value !== "");
+  let found;
   try {
     const results = await runner.ask(chosen, fields);
     if (results.every((result) => result.error)) throw new RequestError(results[0].error.detail);
     const scores = new Map();
     for (const { label, score } of results.flatMap((result) => result.predictions)) scores.set(label, (scores.get(label) ?? 0) + score);
     const labels = [...scores].sort(([, one], [, other]) => other - one).map(([label]) => label);
-    state.suggestions = { labels: labels.slice(0, MAX_SUGGESTIONS) };
+    found = { labels: labels.slice(0, MAX_SUGGESTIONS) };
   } catch (error) {
-    state.suggestions = { error };
+    found = { error };
   }
+  if (state.suggestions === loading) state.suggestions = found; // or the images have been removed
   changed();
 }
 
@@ -273,6 +300,10 @@ async function submit(event) {
     runner.resume();
     return;
   }
+  if (state.source === "label_set" && !state.labelSets) {
+    await reload();
+    if (!state.labelSets) return; // the page says why
+  }
   const missing = missingInput(state);
   if (missing) {
     const field = state.source === "labels" ? "labels" : "label_set";
@@ -281,6 +312,7 @@ async function submit(event) {
   }
   const focus = focusLater();
   await runner.start();
+  if (state.loadProblem && state.isLive) reload();
   whenDrawn(() => focus(find("#results")));
 }
 
@@ -288,6 +320,11 @@ function explain(picture, isOpen) {
   if (Boolean(picture.isExplained) === isOpen) return;
   picture.isExplained = isOpen;
   changed();
+}
+
+function explainAgain(picture) {
+  picture.explanation = null;
+  changed(); // loads it
 }
 
 async function loadExplanation(picture) {
@@ -351,7 +388,7 @@ async function copy(text) {
 
 const actions = {
   submit, addLabels, addTyped, labelKey, removeLabel, removeLabels, setSource, suggest, remove, removeAll, useSamples, open, camera, imageUrls,
-  correct: tools.correct, compareTwo: tools.compareTwo, showEarlier: tools.showEarlier, explain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry,
+  correct: tools.correct, compareTwo: tools.compareTwo, showEarlier: tools.showEarlier, explain, explainAgain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry, reload,
   filesSelected({ target }) {
     takePictures([...target.files]);
     target.value = ""; // allows selecting the same file again
@@ -398,6 +435,12 @@ export async function showClassify({ name = "", query }) {
     Object.assign(state, { source: "label_set", labelSet: name });
     revised();
   }
+  await reload();
+}
+
+/** Load what the view offers. */
+async function reload() {
+  state.loadProblem = null;
   changed();
   try {
     const { models, methods, images } = await catalogue();
@@ -407,7 +450,7 @@ export async function showClassify({ name = "", query }) {
     await loadNames();
     if (needsKey && state.pictures.some((picture) => picture.isWanted)) runner.start();
   } catch (error) {
-    fail(error);
+    failLoading(error);
   }
 }
 

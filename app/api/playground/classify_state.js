@@ -27,7 +27,7 @@ export function newState() {
     pictures: [], skippedNote: "", hasNoThumbnails: false,
     labels: [], refused: new Map(), source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
     models: [], methods: [], labelSets: null, databases: null, limits: {},
-    isLive: false, run: null, problem: null, answer: null, announcement: "",
+    isLive: false, isStarting: false, run: null, problem: null, loadProblem: null, answer: null, announcement: "",
     threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
     suggestions: null, sharedLink: "", learnedSet: "", lessons: 0,
   };

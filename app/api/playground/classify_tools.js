@@ -5,9 +5,10 @@ import { openModal } from "./modal.js";
 import { create } from "./elements.js";
 
 /**
- * Return the tools of a state; `relabel({labels, labelSet})` sets its labels, and `again()` asks about every picture again.
+ * Return the tools of a state; `relabel({labels, labelSet})` sets its labels, `again()` asks about every picture again, and
+ * `forClick(load, use)` uses a module.
  */
-export function createTools(state, runner, { relabel, again, whenDrawn, find }) {
+export function createTools(state, runner, { relabel, again, whenDrawn, find, forClick }) {
   let runId = null; // of the stored result of these pictures, which later results of them replace
   let wasRunning = false;
   let saving = Promise.resolve(); // the last save
@@ -15,26 +16,24 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
   const readable = () => state.pictures.filter((picture) => picture.result && !isUnreadable(picture));
 
   /** Ask for the right label of a picture, and classify again with the label set that learns from it. */
-  async function correct(picture) {
-    const { openCorrection, showLearning } = await import("./correct.js");
+  const correct = (picture) => forClick(() => import("./correct.js"), ({ openCorrection, showLearning }) => {
     const onLearned = async (learned) => {
       relabel({ labelSet: learned.labelSet });
       state.learnedSet = learned.labelSet;
       again();
       const place = await new Promise((done) => whenDrawn(() => done(find("#learning"))));
-      await showLearning(place, learned);
+      if (place) await showLearning(place, learned); // it is gone if all pictures were removed
       again(); // the method that the new examples favour is chosen by now
     };
     openCorrection(picture, { result: picture.result, labels: acceptedLabels(state), labelSet: state.source === "label_set" ? state.labelSet : "", onLearned });
-  }
+  });
 
-  async function compareTwo() {
-    const { compare } = await import("./compare.js");
+  const compareTwo = () => forClick(() => import("./compare.js"), ({ compare }) => {
     const place = create("div");
     openModal("Compare two ways", { className: "comparison" }, place);
     const own = state.source === "labels" ? `these ${acceptedLabels(state).length} labels` : state.source === "label_set" ? state.labelSet : "discovered labels";
     compare(place, { pictures: readable(), classify, labelled: own });
-  }
+  });
 
   function classify(pictures, options) {
     const chosen = options.label_set ? ["method", "model", "labels", "label_set", "database", "group"] : ["method", "model"];
@@ -42,15 +41,14 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     return runner.ask(pictures, fields);
   }
 
-  async function showEarlier() {
-    const { showHistory, showRun } = await import("./history.js");
+  const showEarlier = () => forClick(() => import("./history.js"), ({ showHistory, showRun }) => {
     const place = create("div");
     const { close } = openModal("Earlier results", { className: "earlier" }, place);
     const list = () => showHistory(place, {
       onOpen: (run) => showRun(place, run, { back: list, use: () => { close(); relabel({ labels: run.labels, labelSet: run.options.label_set ?? "" }); } }),
     });
     list();
-  }
+  });
 
   /** Store the results when a run has ended. */
   function drawn() {

@@ -27,7 +27,7 @@ export function classifyView(state, actions) {
       <p class="panel-links"><button id="earlier" type="button" class="link" @click=${actions.showEarlier}>Earlier results</button></p>
     </form>
     <section id="results" class="main-column" tabindex="-1" aria-label=${isEmpty ? "Images" : "Results"}>
-      <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
+      <div role="alert">${state.problem && state.problem.message !== state.loadProblem?.message ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}${state.loadProblem ? html`<div id="load-error" class="problem with-button"><span>${state.loadProblem.message}</span><button type="button" class="secondary" @click=${actions.reload}>Try again</button></div>` : nothing}</div>
       ${isEmpty ? hero(state, actions) : nothing}
       ${sources(state, actions)}
       ${isEmpty ? samples(actions) : nothing}
@@ -120,7 +120,7 @@ function suggestions({ suggestions: found, labels }, actions) {
 
 function labelSetChoice(state, actions) {
   const found = state.labelSets;
-  if (found === null) return html`<p class="hint">Loading…</p>`;
+  if (found === null) return state.loadProblem || state.problem?.status === 401 ? nothing : html`<p class="hint">Loading…</p>`;
   if (!found.length) return html`<p id="no-label-sets" class="hint">There are no label sets yet. <a href="#label-sets">Import or create one</a>.</p>`;
   return html`<div id="source-label_set"><div class="field">
     <label for="label-set">Label set</label>
@@ -189,7 +189,7 @@ function classifyButton(state, actions) {
   if (!state.pictures.length) return nothing;
   const question = questionOf(state);
   const waiting = state.pictures.filter((picture) => !picture.isWanted || picture.failure || needsRequest(picture, question)).length;
-  if (state.run && !state.run.isStopped) return html`<p class="go"><button id="classify" type="submit" disabled>${state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
+  if (state.isStarting || (state.run && !state.run.isStopped)) return html`<p class="go"><button id="classify" type="submit" disabled>${state.isStarting || state.run.wait ? "Waiting for the server…" : "Classifying…"}</button></p>`;
   if (state.isLive && question && !waiting) return html`<p class="go hint" id="up-to-date">Results follow your labels. <button id="to-results" type="button" class="link" @click=${actions.toResults}>See them</button></p>`;
   const count = question ? waiting : state.pictures.length;
   return html`<p class="go"><button id="classify" type="submit">${state.run?.isStopped ? "Continue" : `Classify ${countText(count, "image")}`}</button></p>`;

@@ -22,7 +22,10 @@ export async function setTestedLabelSet(name, classnames) {
   if (isOther) pictures = [];
   pictures = pictures.filter((entry) => classes.includes(entry.classname));
   clear();
-  if (!name) return;
+  if (name) await loadMethods();
+}
+
+async function loadMethods() {
   try {
     const { methods } = await catalogue();
     const kept = byId("test-method").value;
@@ -30,7 +33,7 @@ export async function setTestedLabelSet(name, classnames) {
     byId("test-method").replaceChildren(option("", "default"), option("auto"), ...usable.map((entry) => option(entry.name)));
     byId("test-method").value = kept;
   } catch (requestError) {
-    showLoadError(requestError, byId("test-error"));
+    showLoadError(requestError, byId("test-error"), loadMethods);
   }
 }
 
@@ -39,6 +42,7 @@ function clear() {
   clearRequestError(byId("test-error"));
   byId("test-status").textContent = "";
   byId("test-result").replaceChildren();
+  byId("test").disabled = false;
   showZones();
 }
 
@@ -88,6 +92,7 @@ async function test() {
   try {
     let used = "";
     const { images } = await catalogue();
+    if (run !== latestRun) return;
     for (const batch of batchesOf(tested, images)) {
       byId("test-status").textContent = `Classifying ${results.length + batch.length} of ${tested.length}…`;
       const form = new FormData();
@@ -105,7 +110,7 @@ async function test() {
     byId("test-status").textContent = "";
     showRequestError(requestError, byId("test-error"));
   } finally {
-    byId("test").disabled = false;
+    if (run === latestRun) byId("test").disabled = false;
   }
 }
 

@@ -1,5 +1,5 @@
 // "Wrong? It is …": a picture with a wrong label becomes an example image of the right class.
-import { countText, create, percent } from "./elements.js";
+import { countText, create, focusLater, percent } from "./elements.js";
 import { fetchOrThrow, jsonOptions, pathOf, requestJson } from "./requests.js";
 import { waitForJob } from "./jobs.js";
 import { openModal } from "./modal.js";
@@ -36,17 +36,21 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
   const { close, dialog } = openModal(`${picture.name}: it is …`, { className: "correction" }, ...(picture.url ? [create("img", { src: picture.url, alt: "" })] : []), form);
 
   async function show() {
+    if (!picture.file) {
+      showProblem(new Error("The page does not have the file of this image, because the server fetched it. Save the image, add it as a file, and classify it."));
+      form.inert = true;
+      return;
+    }
+    const focus = focusLater();
     try {
-      if (!picture.file) throw new Error("The page does not have the file of this image, because the server fetched it. Save the image, add it as a file, and classify it.");
       const known = setName ? (await requestJson(pathOf("label-sets", setName))).classes.map((entry) => entry.name) : labels;
       const ranked = (result?.predictions ?? []).map((entry) => entry.label).filter((label) => known.includes(label));
       const offered = [...new Set([...ranked, ...known])].filter((label) => label !== wrong);
       choices.replaceChildren(...offered.slice(0, MAX_BUTTONS).map((label) => create("button", { type: "button", className: "secondary", textContent: label, onclick: () => learn(label) })));
       if (offered.length > MAX_BUTTONS) choices.append(create("p", { className: "hint", textContent: `${countText(offered.length - MAX_BUTTONS, "further label")}: type the name.` }));
-      (choices.querySelector("button") ?? other).focus();
+      focus(choices.querySelector("button") ?? other);
     } catch (error) {
-      showProblem(error);
-      form.inert = true;
+      showProblem(error); // a label can be typed nevertheless
     }
   }
 
@@ -93,7 +97,7 @@ async function createLabelSet(name, labels, label) {
   if (!name) throw new Error("Enter a name for the label set.");
   if (name.includes("/") || name.startsWith(".")) throw new Error("The name of a label set must not contain / or start with a dot.");
   try {
-    await requestJson(pathOf("label-sets", name), jsonOptions("PUT", { classes }, { "If-None-Match": "*" }));
+    await fetchOrThrow(pathOf("label-sets", name), jsonOptions("PUT", { classes }, { "If-None-Match": "*" }));
     return name;
   } catch (error) {
     if (error.status !== 412) throw error;

@@ -48,6 +48,9 @@ export function thresholdOf({ threshold }) {
   return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
 }
 
+/** Return whether a stored label set is what saving a draft stores. */
+export const isStoredAs = (draft, labelSet) => same(bodyOf(draft), bodyOf(draftOf(labelSet, labelSet, null)));
+
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 /** Return whether a draft differs from the version it started from. */

@@ -1,10 +1,10 @@
 // The editor of a label set: its fields, its versions, saving without overwriting the changes of others, deleting.
 import { byId, countText, create, formatTime, option, splitLabels } from "./elements.js";
-import { requestJson, fetchOrThrow, jsonOptions, pathOf, RequestError } from "./requests.js";
+import { requestJson, fetchOrThrow, jsonOf, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { confirmDialog } from "./dialog.js";
-import { addressOf, renameTo } from "./views.js";
-import { bodyOf, differences, draftOf, emptyDraft, isChanged, mergeDrafts, takeThresholds } from "./draft.js";
+import { addressOf, currentView, renameTo } from "./views.js";
+import { bodyOf, differences, draftOf, emptyDraft, isChanged, isStoredAs, mergeDrafts, takeThresholds } from "./draft.js";
 import { classRows } from "./class_rows.js";
 import { countOf, labelledCount, startExamples } from "./examples.js";
 
@@ -26,20 +26,35 @@ const path = (name) => pathOf("label-sets", name);
 export const hasUnsaved = (name) => drafts.has(name) && isChanged(drafts.get(name));
 export const anyUnsaved = () => [...drafts.values()].some(isChanged);
 
-/** Edit a label set, with unsaved edits if there are any; "" is a new one. */
+/** Edit a label set, with unsaved edits if there are any; "" is a new one. Returns whether that changed what is shown. */
 export async function edit(name) {
   latestRequest += 1;
   const request = latestRequest;
+  if (!draft || drafts.get(name) !== draft) hideDraft();
   try {
-    if (!hasUnsaved(name)) drafts.set(name, await loadDraft(name));
-    if (request === latestRequest) show(drafts.get(name));
+    if (!hasUnsaved(name)) {
+      const loaded = await loadDraft(name);
+      if (request !== latestRequest) return false;
+      if (hasUnsaved(name)) return false; // it is shown, and was edited meanwhile
+      drafts.set(name, loaded);
+    }
+    show(drafts.get(name), draft?.name === name ? rows.opened() : new Set());
+    return true;
   } catch (requestError) {
-    if (request !== latestRequest) return;
-    draft = null;
-    byId("editor").hidden = false;
-    byId("label-set-form").hidden = byId("editor-tools").hidden = true;
-    showLoadError(requestError, byId("editor-failed"));
+    if (request !== latestRequest) return false;
+    byId("editor-loading").hidden = true;
+    showLoadError(requestError, byId("editor-failed"), () => edit(name));
+    return false;
   }
+}
+
+/** Hide what belongs to another label set than the address says, until this one is loaded. */
+function hideDraft() {
+  draft = null;
+  startExamples("", [], () => {}); // answers that arrive belong to no label set shown
+  clearRequestError(byId("editor-failed"));
+  byId("editor").hidden = byId("editor-loading").hidden = false;
+  byId("label-set-form").hidden = byId("editor-tools").hidden = true;
 }
 
 /** Show a version that others have saved, unless there are unsaved edits or it is shown already. */
@@ -53,6 +68,7 @@ export function thresholdsStored(change) {
   if (!edited) return;
   takeThresholds(edited, change);
   if (edited !== draft) return;
+  latestRequest += 1; // what is being loaded is older
   showVersions();
   rows.refresh();
   changed();
@@ -61,14 +77,14 @@ export function thresholdsStored(change) {
 /** Show no label set. */
 export function closeEditor() {
   latestRequest += 1;
-  draft = null;
+  hideDraft();
   byId("editor").hidden = true;
 }
 
 async function loadDraft(name, version = null) {
   if (!name) return emptyDraft();
   const response = await fetchOrThrow(path(name));
-  const newest = await response.json();
+  const newest = await jsonOf(response);
   const shown = version === null || version === newest.version ? newest : await requestJson(`${path(name)}?version=${version}`);
   return draftOf(shown, newest, response.headers.get("etag"));
 }
@@ -76,13 +92,15 @@ async function loadDraft(name, version = null) {
 // --- showing ---------------------------------------------------------------------------------------------------------
 
 function show(shown, open = new Set()) {
+  if (draft?.name !== shown.name) byId("new-classes").value = "";
+  latestRequest += 1; // what is being loaded is older
   draft = shown;
   const isNew = draft.etag === null;
   byId("editor").hidden = byId("label-set-form").hidden = false;
+  byId("editor-loading").hidden = true;
   clearRequestError(byId("editor-failed"));
   clearRequestError(byId("editor-error"));
   byId("conflict").hidden = true;
-  byId("editor-status").textContent = "";
   byId("editor-title").textContent = isNew ? "New label set" : draft.name;
   byId("editor-name-field").hidden = !isNew;
   byId("editor-name").value = draft.name;
@@ -94,12 +112,13 @@ function show(shown, open = new Set()) {
   byId("editor-multi-label").checked = draft.multiLabel;
   rows = classRows(draft, { changed, countOf });
   rows.open(open);
-  byId("class-filter").value = byId("new-classes").value = "";
+  byId("class-filter").value = "";
   changed();
+  setBusy(draft, draft.busy ?? "");
   const name = isNew ? "" : draft.name;
   const classnames = draft.classes.map((entry) => entry.stored).filter((entry) => entry !== null);
   byId("editor-tools").hidden = isNew;
-  startExamples(name, classnames, () => rows.refresh()).catch((requestError) => showLoadError(requestError, byId("examples-error")));
+  startExamples(name, classnames, () => rows.refresh());
   toolsFor(name, classnames, draft.newest);
 }
 
@@ -137,10 +156,19 @@ function addTyped() {
   changed();
 }
 
+/** Say what a draft waits for, empty for nothing. Until then it cannot be edited: the answer would overwrite the edits. */
+function setBusy(waiting, text) {
+  waiting.busy = text;
+  if (waiting !== draft) return;
+  byId("label-set-form").inert = text !== "";
+  byId("editor-status").textContent = text;
+}
+
 // --- saving ----------------------------------------------------------------------------------------------------------
 
 async function save(event) {
   event.preventDefault();
+  if (draft.busy) return; // a key may arrive before the form is inert
   addTyped();
   const edited = draft, isNew = edited.etag === null;
   clearRequestError(byId("editor-error"));
@@ -149,23 +177,26 @@ async function save(event) {
     byId("editor-status").textContent = "There are no changes to save.";
     return;
   }
-  byId("editor-status").textContent = "Saving…";
   const open = rows.opened();
-  // Prevents edits that the response would overwrite.
-  byId("label-set-form").inert = true;
+  setBusy(edited, "Saving…");
   try {
     checkName(edited.name);
     const headers = isNew ? { "If-None-Match": "*" } : { "If-Match": edited.etag };
     const response = await fetchOrThrow(path(edited.name), jsonOptions("PUT", bodyOf(edited), headers));
-    saved(await response.json(), response.headers.get("etag"), { isNew, open, isShown: edited === draft });
+    saved(await jsonOf(response), response.headers.get("etag"), { isNew, open, isShown: edited === draft });
   } catch (requestError) {
-    byId("label-set-form").inert = false; // an inert element cannot receive the focus
-    byId("editor-status").textContent = "";
-    if (requestError.status === 412) await conflicted(edited);
-    else showRequestError(onTemplates(requestError), byId("editor-error"), controlOf);
+    if (requestError.status === 412) await conflicted(edited, requestError, open);
+    else refused(edited, onTemplates(requestError));
   } finally {
-    byId("label-set-form").inert = false;
+    setBusy(edited, "");
   }
+}
+
+/** Show why a draft was not saved or deleted, also when another one is shown by now. */
+function refused(edited, requestError, what = "saved") {
+  setBusy(edited, ""); // an inert element cannot receive the focus
+  if (edited === draft) showRequestError(requestError, byId("editor-error"), controlOf);
+  else showRequestError(new RequestError(`“${edited.name}” is not ${what}. ${requestError.message}`), byId("label-sets-error"));
 }
 
 function saved(labelSet, etag, { isNew, open, isShown }) {
@@ -173,12 +204,11 @@ function saved(labelSet, etag, { isNew, open, isShown }) {
   drafts.set(labelSet.name, draftOf(labelSet, labelSet, etag));
   if (isShown) {
     show(drafts.get(labelSet.name), open);
-    if (isNew) renameTo("label-sets", labelSet.name);
+    if (isNew && currentView() === "label-sets") renameTo("label-sets", labelSet.name);
     byId("editor-status").textContent = `Saved as version ${labelSet.version}.`;
-    byId("label-set-form").inert = false;
     byId("save-label-set").focus();
   }
-  listChanged({ saved: labelSet.name });
+  listChanged({ isStored: true, shown: isShown ? labelSet.name : null });
 }
 
 /** Reject names that would change the path of the URL. */
@@ -205,16 +235,19 @@ function controlOf(field) {
 
 // --- conflicts with the changes of others ---------------------------------------------------------------------------------
 
-async function conflicted(edited) {
+async function conflicted(edited, conflict, open) {
   try {
     const response = await fetchOrThrow(path(edited.name));
-    const newest = await response.json();
+    const newest = await jsonOf(response), isNew = edited.etag === null;
     const etag = response.headers.get("etag");
-    if (edited.etag === null) nameIsTaken(edited.name);
+    setBusy(edited, "");
+    if (isStoredAs(edited, newest)) saved(newest, etag, { isNew, open, isShown: edited === draft }); // the answer was lost
+    else if (edited !== draft) refused(edited, conflict);
+    else if (isNew) nameIsTaken(edited.name);
     else savedByOthers(edited, newest, etag);
   } catch (requestError) {
-    if (requestError.status === 404) deletedByOthers(edited);
-    else showRequestError(requestError, byId("editor-error"));
+    if (requestError.status === 404 && edited === draft) deletedByOthers(edited);
+    else refused(edited, requestError);
   }
 }
 
@@ -248,6 +281,7 @@ function savedByOthers(edited, newest, etag) {
 }
 
 function deletedByOthers(edited) {
+  setBusy(edited, "");
   const createAgain = button("Create it again", () => {
     edited.etag = null;
     byId("label-set-form").requestSubmit();
@@ -268,48 +302,64 @@ function button(text, onclick) {
 // --- versions, undoing, deleting -------------------------------------------------------------------------------------
 
 async function showVersion() {
-  const version = Number(byId("editor-version").value), { name, shown } = draft;
+  const edited = draft, version = Number(byId("editor-version").value), { name, shown } = edited;
   const question = `“${name}” has unsaved edits. Discard them and show version ${version}?`;
   if (isChanged(draft) && !(await confirmDialog("Discard your edits?", question, "Discard"))) {
-    byId("editor-version").value = String(shown);
+    if (edited === draft) byId("editor-version").value = String(shown);
     return;
   }
-  try {
-    drafts.set(name, await loadDraft(name, version));
-    show(drafts.get(name));
-    byId("editor-version").focus();
-  } catch (requestError) {
-    byId("editor-version").value = String(shown);
-    showRequestError(requestError, byId("editor-error"));
-  }
+  await replaceBy(version, edited, "editor-version");
 }
 
 async function undo() {
-  const { name, shown } = draft;
-  if (!(await confirmDialog("Discard your edits?", `Discard all unsaved edits of “${name}”?`, "Discard"))) return;
+  const edited = draft;
+  if (!(await confirmDialog("Discard your edits?", `Discard all unsaved edits of “${edited.name}”?`, "Discard"))) return;
+  await replaceBy(edited.shown, edited, "editor-title");
+}
+
+/** Replace a draft by a version of its label set, unless another one is shown by now. */
+async function replaceBy(version, edited, focused) {
+  if (edited !== draft) return;
+  latestRequest += 1;
+  const request = latestRequest;
+  setBusy(edited, "Loading…");
   try {
-    drafts.set(name, await loadDraft(name, shown));
-    show(drafts.get(name));
-    byId("editor-title").focus();
+    const loaded = await loadDraft(edited.name, version);
+    if (request !== latestRequest) return;
+    drafts.set(edited.name, loaded);
+    show(loaded);
+    byId(focused).focus();
   } catch (requestError) {
+    if (request !== latestRequest) return;
+    setBusy(edited, "");
+    byId("editor-version").value = String(edited.shown);
     showRequestError(requestError, byId("editor-error"));
+  } finally {
+    setBusy(edited, "");
   }
 }
 
 async function remove() {
-  const { name, etag, newest } = draft;
+  const deleted = draft, { name, etag, newest } = deleted;
   const labelled = labelledCount();
   const images = labelled === null ? " and its example images" : labelled ? ` and ${countText(labelled, "labelled example image")}` : "";
   const question = `Delete “${name}” with ${newest === 1 ? "its version" : `all its versions up to ${newest}`}${images}? This cannot be undone.`;
   if (!(await confirmDialog("Delete the label set?", question, "Delete"))) return;
+  setBusy(deleted, "Deleting…");
   try {
-    await requestJson(path(name), { method: "DELETE", headers: { "If-Match": etag } });
+    await requestJson(path(name), { method: "DELETE", headers: { "If-Match": etag } }).catch((requestError) => {
+      if (requestError.status !== 404) throw requestError; // or it is deleted, and the answer was lost
+    });
     drafts.delete(name);
     forget(name);
-    location.hash = addressOf("label-sets");
+    if (deleted === draft) toolsFor("", [], 0); // results of it are not those of a later label set of this name
+    if (deleted === draft && currentView() === "label-sets") location.hash = addressOf("label-sets");
+    else listChanged({ isStored: true });
     byId("label-sets-status").textContent = `“${name}” is deleted.`;
   } catch (requestError) {
-    showRequestError(requestError, byId("editor-error"));
+    refused(deleted, requestError, "deleted");
+  } finally {
+    setBusy(deleted, "");
   }
 }
 

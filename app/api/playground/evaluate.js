@@ -10,6 +10,7 @@ import { matrix } from "./matrix.js";
 import { labelTables } from "./label_tables.js";
 
 let labelSet = "";
+let latestRun = 0;
 let running = null;
 
 const path = () => pathOf("label-sets", labelSet);
@@ -32,27 +33,30 @@ async function evaluate() {
     byId("evaluate-status").textContent = "There are no labelled example images yet. Open a class above and add some.";
     return;
   }
+  latestRun += 1;
+  const run = latestRun, isOld = () => run !== latestRun || name !== labelSet;
   byId("evaluate").disabled = true;
   byId("evaluate-status").textContent = "Evaluating…";
   try {
+    const { methods } = await catalogue(); // before the job: without them, its result could not be shown
+    if (isOld()) return;
     const job = await requestJson(`${path()}:evaluate`, jsonOptions("POST", {}));
-    if (name !== labelSet) return;
-    running = job;
     watchJobs();
+    if (isOld()) return;
+    running = job;
     byId("stop-evaluate").hidden = byId("evaluate-progress").hidden = false;
     const result = await waitForJob(job, (state) => { if (running === job) showProgress(state); });
-    const { methods } = await catalogue();
-    if (name !== labelSet) return;
+    if (isOld()) return;
     byId("evaluation").hidden = !result.methods;
     byId("label-evaluation").hidden = Boolean(result.methods);
     if (result.methods) showEvaluation(result, new Set(methods.filter((entry) => entry.control).map((entry) => entry.name)));
     else showLabels(result);
   } catch (requestError) {
-    if (name !== labelSet) return;
+    if (isOld()) return;
     byId("evaluate-status").textContent = "";
     showRequestError(requestError, byId("evaluate-error"));
   } finally {
-    if (name === labelSet) {
+    if (!isOld()) {
       running = null;
       byId("evaluate").disabled = false;
       byId("stop-evaluate").hidden = byId("evaluate-progress").hidden = true;

@@ -1,6 +1,6 @@
 // Example images of the label set in the editor: counting, adding and deleting them.
 import { byId, countText, create } from "./elements.js";
-import { requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
+import { blobOf, requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { confirmDialog } from "./dialog.js";
@@ -10,35 +10,55 @@ import { catalogue } from "./catalogue.js";
 const PAGE = 24;
 
 let counts = null; // {labelled, labelled_images, unlabelled, without_features}, null until they are loaded
+let latestCounts = 0; // those that were asked for or received last
 let labelSet = "";
 let classes = new Set();
 let onCounts = () => {};
+const deleting = new Set(); // the URLs of what is being deleted
 const seen = new Map(); // URLs of images added in this tab, by the SHA-256 of their file; the server may not store files
 
-const path = (query = "") => `${pathOf("label-sets", labelSet, "images")}${query}`;
+const path = (name, query) => `${pathOf("label-sets", name, "images")}${query}`;
+
+/** Return the place of a message on a label set: the shared one if its row was drawn again, null if another set is shown. */
+const placeOf = (name, place, shared) => (name !== labelSet ? null : place.isConnected ? place : byId(shared));
 
 export const countOf = (classname) => counts?.labelled[classname] || 0;
 
 /** Return the number of labelled images, null until it is loaded. */
 export const labelledCount = () => counts?.labelled_images ?? null;
 
+/** Return a function that shows the state of a request on a label set. */
+const sayAbout = (name, status) => (text) => Object.assign(placeOf(name, status, "unlabelled-status") ?? {}, { textContent: text });
+
 /** Use a label set and its classes, "" for an unsaved one; `changed` is called whenever the counts change. */
-export async function startExamples(name, classnames, changed) {
+export function startExamples(name, classnames, changed) {
   labelSet = name;
   classes = new Set(classnames);
   onCounts = changed;
   counts = null;
   byId("unlabelled-zone").replaceChildren(...(name ? zone(null, byId("unlabelled-status")) : []));
   byId("unlabelled-status").textContent = byId("examples-counts").textContent = ""; // not those of another label set
+  clearRequestError(byId("examples-error"));
   byId("stray-examples").replaceChildren();
   byId("delete-unlabelled").hidden = true;
   byId("examples-section").hidden = !name;
-  if (!name) return;
-  const { counts: current } = await requestJson(path("?limit=1"));
-  if (name === labelSet) setCounts(current);
+  latestCounts += 1;
+  if (name) loadCounts();
+}
+
+async function loadCounts() {
+  latestCounts += 1;
+  const request = latestCounts;
+  try {
+    const { counts: current } = await requestJson(path(labelSet, "?limit=1"));
+    if (request === latestCounts) setCounts(current);
+  } catch (requestError) {
+    if (request === latestCounts) showLoadError(requestError, byId("examples-error"), loadCounts);
+  }
 }
 
 function setCounts(current) {
+  latestCounts += 1;
   counts = current;
   const labelled = labelledCount();
   const parts = [`${countText(labelled, "labelled image")} in ${countText(Object.keys(counts.labelled).length, "class", "classes")}`, `${counts.unlabelled} unlabelled`];
@@ -60,17 +80,25 @@ export function classExamples(name, classname) {
   const more = create("button", { type: "button", className: "secondary", textContent: "Show more", hidden: true });
   const all = create("button", { type: "button", className: "secondary danger", textContent: `Delete all images of ${classname}…`, hidden: true });
   const error = create("div", { className: "problem", role: "alert", hidden: true });
-  let after = 0;
+  const places = { name, status, error };
+  let after = 0, latestRequest = 0;
 
   async function load() {
+    latestRequest += 1;
+    const request = latestRequest;
     try {
-      const page = await requestJson(path(`?class=${encodeURIComponent(classname)}&limit=${PAGE}&after=${after}`));
-      tiles.append(...page.images.map((entry) => tile(entry, classname, { status, error })));
+      const page = await requestJson(path(name, `?class=${encodeURIComponent(classname)}&limit=${PAGE}&after=${after}`));
+      if (request !== latestRequest) return;
+      tiles.append(...page.images.map((entry) => tile(entry, classname, places)));
       after = page.next_after ?? 0;
       more.hidden = page.next_after === null;
-      all.hidden = (page.counts.labelled[classname] || 0) < 2;
+      const count = page.counts.labelled[classname] || 0;
+      all.hidden = count < 2;
+      all.onclick = async () => {
+        if (await deleteExamples(`?class=${encodeURIComponent(classname)}`, `all ${count} example images of ${classname}`, places)) await reload();
+      };
     } catch (requestError) {
-      showLoadError(requestError, error);
+      if (request === latestRequest) showLoadError(requestError, error, load);
     }
   }
 
@@ -80,9 +108,9 @@ export function classExamples(name, classname) {
     return load();
   }
 
-  more.onclick = load;
-  all.onclick = async () => {
-    if (await deleteExamples(`?class=${encodeURIComponent(classname)}`, `all ${countOf(classname)} example images of ${classname}`, { status, error })) await reload();
+  more.onclick = () => {
+    clearRequestError(error);
+    load();
   };
   const drop = create("div", { className: "drop small" }, ...zone(classname, status, reload, error));
   load();
@@ -107,18 +135,20 @@ async function add(files, classname, { status, error }) {
   const { pictures, skippedNote } = splitFiles(files);
   const totals = { added: 0, relabelled: 0, duplicates: 0, skipped: [], done: 0 };
   const name = labelSet;
+  const say = sayAbout(name, status);
   try {
     const { images } = await catalogue();
     for (const entries of batchesOf(pictures.map((file) => ({ file })), images)) {
       const batch = entries.map(({ file }) => file);
-      status.textContent = `Adding ${totals.done + batch.length} of ${pictures.length}…`;
+      say(`Adding ${totals.done + batch.length} of ${pictures.length}…`);
       await send(name, batch, classname, totals);
       totals.done += batch.length;
     }
-    status.textContent = [skippedNote, ...(pictures.length ? summary(totals, classname) : [])].filter(Boolean).join(" ");
+    say([skippedNote, ...(pictures.length ? summary(totals, classname) : [])].filter(Boolean).join(" "));
   } catch (requestError) {
-    status.textContent = totals.done ? `${totals.done} of ${pictures.length} images were sent before the error.` : "";
-    showRequestError(requestError, error);
+    const sent = totals.done ? `${totals.done} of ${pictures.length} images were sent before the error.` : "";
+    say(sent);
+    failed(name, requestError, error, ["The images are not added.", sent]);
   }
 }
 
@@ -168,14 +198,14 @@ function tile(example, classname, places) {
   if (seen.has(example.sha256)) picture.replaceChildren(create("img", { src: seen.get(example.sha256), alt: name }));
   else {
     picture.append(create("span", { textContent: `no. ${example.id}` }));
-    if (example.kept) showKept(example, picture, name);
+    if (example.kept) showKept(example, picture, places.name, name);
   }
   return item;
 }
 
-async function showKept(example, picture, name) {
+async function showKept(example, picture, owner, name) {
   try {
-    const file = await (await fetchOrThrow(path(`/${example.id}/content`))).blob();
+    const file = await blobOf(await fetchOrThrow(path(owner, `/${example.id}/content`)));
     seen.set(example.sha256, URL.createObjectURL(file));
     picture.replaceChildren(create("img", { src: seen.get(example.sha256), alt: name }));
   } catch (requestError) {
@@ -191,18 +221,33 @@ function removedClassItem(classname) {
   return create("li", { textContent: `${classname}, a class that the latest version does not have: ${countText(countOf(classname), "image")} ` }, remove);
 }
 
-async function deleteExamples(rest, what, { status, error }) {
+async function deleteExamples(rest, what, { name = labelSet, status, error }) {
+  const url = path(name, rest); // before the question: the address may change while it is open
+  if (deleting.has(url)) return false;
   if (!(await confirmDialog("Delete example images?", `Delete ${what}, and everything fitted on them? This cannot be undone.`, "Delete"))) return false;
   clearRequestError(error);
+  const say = sayAbout(name, status);
+  say("Deleting…");
+  deleting.add(url);
   try {
-    const response = await requestJson(path(rest), { method: "DELETE" });
-    status.textContent = `${countText(response.deleted, "image")} deleted.`;
-    setCounts(response.counts);
+    const response = await requestJson(url, { method: "DELETE" });
+    say(`${countText(response.deleted, "image")} deleted.`);
+    if (name === labelSet) setCounts(response.counts);
     return true;
   } catch (requestError) {
-    showRequestError(requestError, error);
+    say("");
+    failed(name, requestError, error, ["The images are not deleted."]);
     return false;
+  } finally {
+    deleting.delete(url);
   }
+}
+
+/** Show an error of adding or deleting images, also when another label set is shown by now. */
+function failed(name, requestError, error, sentences) {
+  const place = placeOf(name, error, "examples-error");
+  if (place) showRequestError(requestError, place);
+  else showRequestError(new RequestError([`“${name}”:`, ...sentences, requestError.message].filter(Boolean).join(" ")), byId("label-sets-error"));
 }
 
 /** Register the event handlers that are shared by all label sets. */

@@ -15,6 +15,10 @@ const NAMES = {
 const isRunning = (job) => ["queued", "running"].includes(job.status);
 
 let polls = new Map(); // by the id of each running job, how often it was seen
+let isExpecting = false; // a job was started, and the jobs were not read since
+let latestRequest = 0;
+let running = []; // those in the list
+const refusals = new Map(); // by the id of a job, why it could not be stopped
 let failed = []; // jobs that ran while the page was open
 let listeners = [];
 let timer = null;
@@ -32,37 +36,45 @@ export function startJobs() {
   place = { details, summary, list, clear };
   clear.onclick = () => {
     failed = [];
-    watchJobs();
+    show();
   };
   document.body.append(details);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) watchJobs(); });
-  watchJobs();
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) readJobs(); });
+  readJobs();
 }
 
 /** Read the jobs now, and again while one is unfinished; call it after a job was started. */
-export async function watchJobs() {
+export function watchJobs() {
+  isExpecting = true;
+  return readJobs();
+}
+
+async function readJobs() {
+  latestRequest += 1;
+  const request = latestRequest;
   clearTimeout(timer);
-  timer = null;
   let jobs;
   try {
     ({ jobs } = await requestJson(`v1/jobs?limit=${LIMIT}`));
   } catch (error) {
     // The views show why the server refuses requests. One that is busy or starts again is asked again while jobs run.
     const isRefused = error.status >= 400 && error.status < 500 && error.status !== 429;
-    clearTimeout(timer); // of a call that ended meanwhile
-    if (polls.size && !isRefused && !document.hidden) timer = setTimeout(watchJobs, Math.max(WAIT_MS, 1000 * (error.retryAfterS ?? 0)));
+    if (request !== latestRequest) return;
+    if ((polls.size || isExpecting) && !isRefused && !document.hidden) timer = setTimeout(readJobs, Math.max(WAIT_MS, 1000 * (error.retryAfterS ?? 0)));
     return;
   }
-  const running = jobs.filter(isRunning);
+  if (request !== latestRequest) return; // a later call knows of later jobs
+  isExpecting = false;
+  const unfinished = jobs.filter(isRunning);
   failed.unshift(...jobs.filter((job) => job.status === "failed" && polls.has(job.id)));
-  polls = new Map(running.map((job) => [job.id, (polls.get(job.id) ?? 0) + 1]));
-  show(running.filter((job) => polls.get(job.id) >= POLLS_BEFORE_SHOWN));
+  polls = new Map(unfinished.map((job) => [job.id, (polls.get(job.id) ?? 0) + 1]));
+  running = unfinished.filter((job) => polls.get(job.id) >= POLLS_BEFORE_SHOWN);
+  show();
+  if (unfinished.length && !document.hidden) timer = setTimeout(readJobs, WAIT_MS);
   for (const listener of listeners) listener(jobs);
-  clearTimeout(timer); // of a call that ended meanwhile
-  if (running.length && !document.hidden) timer = setTimeout(watchJobs, WAIT_MS);
 }
 
-function show(running) {
+function show() {
   place.details.hidden = !running.length && !failed.length;
   document.body.classList.toggle("has-jobs", !place.details.hidden);
   place.clear.hidden = !failed.length;
@@ -83,14 +95,15 @@ function runningRow(job) {
   if (job.total) Object.assign(progress, { max: job.total, value: job.done });
   const stop = create("button", { type: "button", className: "secondary", textContent: "Stop", "aria-label": `Stop: ${nameOf(job)}` });
   stop.dataset.job = job.id;
-  const refused = create("p", { className: "field-problem", hidden: true });
+  const refused = create("p", { className: "field-problem", textContent: refusals.get(job.id) ?? "", hidden: !refusals.has(job.id) });
   stop.onclick = async () => {
+    refusals.delete(job.id);
     try {
       await cancelJob(job);
       await watchJobs();
     } catch (error) {
-      refused.textContent = error.message;
-      refused.hidden = false;
+      refusals.set(job.id, error.message); // the rows are drawn again at every poll
+      show();
     }
   };
   const state = job.status === "queued" ? "waiting" : job.total ? `step ${job.done.toLocaleString("en")} of ${job.total.toLocaleString("en")}` : "running";

@@ -1,5 +1,5 @@
 // The view Label sets: the list, the editor, and the tools for the open label set.
-import { byId, countText, create } from "./elements.js";
+import { byId, countText, create, isTyping } from "./elements.js";
 import { clearRequestError, showLoadError } from "./request_errors.js";
 import { allLabelSets } from "./catalogue.js";
 import { addressOf } from "./views.js";
@@ -10,7 +10,8 @@ import { anyUnstored, forgetThresholds, hasUnstored, setThresholdsOf, startThres
 import { setTestedLabelSet, startConfusion } from "./confusion.js";
 import { showShipped } from "./shipped.js";
 
-let labelSets = [];
+let labelSets = null; // null until they are loaded
+let latestRequest = 0;
 let open = null; // the name of the open label set, "" for a new one
 
 /** Show the view, with a label set or a new one in the editor. */
@@ -21,25 +22,30 @@ export async function showLabelSets({ name = "", isNew = false, focus = false })
   byId("shipped").hidden = open !== null;
   byId("to-shipped").hidden = open === null;
   if (open === null) closeEditor();
-  else await edit(open);
+  const isShown = open !== null && (await edit(open));
   // The focus moves before the list is there: afterwards somebody may be typing in the editor.
-  if (focus && open !== null) byId("editor-title").focus();
+  if (focus && isShown && !isTyping()) byId("editor-title").focus();
   await loaded;
-  if (focus && open !== null) byId("editor").scrollIntoView({ block: "start" });
+  if (focus && isShown) byId("editor").scrollIntoView({ block: "start" });
 }
 
 async function load() {
+  latestRequest += 1;
+  const request = latestRequest;
+  clearRequestError(byId("label-sets-error")); // now: while the list is loaded, another error may be shown
   try {
-    labelSets = await allLabelSets();
-    clearRequestError(byId("label-sets-error"));
+    const found = await allLabelSets();
+    if (request !== latestRequest) return;
+    labelSets = found;
     showList();
-    await showShipped(new Set(labelSets.map((entry) => entry.name)));
+    await showShipped(new Set(labelSets.map((entry) => entry.name)), load);
   } catch (requestError) {
-    showLoadError(requestError, byId("label-sets-error"));
+    if (request === latestRequest) showLoadError(requestError, byId("label-sets-error"), load);
   }
 }
 
 function showList() {
+  if (labelSets === null) return;
   byId("label-set-list").replaceChildren(...labelSets.map(line));
   byId("no-label-sets-yet").hidden = labelSets.length > 0;
 }
@@ -51,13 +57,10 @@ function line(entry) {
   return create("li", {}, link, " ", create("span", { className: "hint", textContent: `${countText(entry.classes, "class", "classes")} · version ${entry.version}${unsaved}` }));
 }
 
-function listChanged({ saved = null } = {}) {
-  if (saved === null) {
-    showList();
-    return;
-  }
-  open = saved;
-  load();
+function listChanged({ isStored = false, shown = null } = {}) {
+  open = shown ?? open;
+  if (isStored) load();
+  else showList();
 }
 
 /** Register the event handlers of the view. */

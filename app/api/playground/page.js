@@ -1,9 +1,9 @@
 // The entry point: connects the views. The modules of a view that is not open at first are loaded when it is.
-import { byId } from "./elements.js";
+import { byId, create } from "./elements.js";
 import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
-import { startJobs } from "./job_list.js";
+import { startJobs, watchJobs } from "./job_list.js";
 
 /** Return a function that loads once; after a failure, the next call tries again. */
 const once = (load) => {
@@ -33,7 +33,9 @@ async function open(load, errorId, show) {
   try {
     view = await load();
   } catch {
-    Object.assign(problem, { hidden: false, textContent: "This view cannot be loaded. Is the server running? Then open the view again." });
+    const again = create("button", { type: "button", className: "link", textContent: "Try again", onclick: () => open(load, errorId, show) });
+    problem.replaceChildren("This view cannot be loaded. Is the server running? ", again);
+    problem.hidden = false;
     return;
   }
   if (problem.textContent.startsWith("This view cannot")) problem.hidden = true;
@@ -50,7 +52,10 @@ const views = startViews({
 
 // A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.
 acceptFilesAnywhere(() => ({ classify: takePictures, captions: async (files) => (await captions()).takeSearchPicture(files) })[currentView()]);
-byId("key").onchange = views.again;
+byId("key").onchange = () => {
+  views.again();
+  watchJobs();
+};
 document.querySelector(".skip").onclick = (event) => {
   event.preventDefault(); // the hash is not the address of a view
   byId("main").focus();

@@ -28,13 +28,21 @@ export function showRequestError(error, place, controlOf = () => null) {
   else place.scrollIntoView({ block: "nearest" });
 }
 
-/** Show an error of loading, which must not take the focus from a field that somebody is typing in. */
-export function showLoadError(error, place) {
+/**
+ * Show an error of loading, with a button that calls `again`. It must not take the focus from a field that somebody is
+ * typing in.
+ */
+export function showLoadError(error, place, again) {
   if (isTyping() && error.status === 401) {
     clearRequestError(place);
     place.textContent = error.message;
     place.hidden = false;
   } else showRequestError(error, place);
+  const retry = () => {
+    clearRequestError(place);
+    again();
+  };
+  place.append(" ", create("button", { type: "button", className: "link", textContent: "Try again", onclick: retry }));
 }
 
 /** Remove the error in a place, and the messages next to the fields of the surrounding form or view. */

@@ -46,10 +46,17 @@ export async function fetchOrThrow(path, options = {}) {
 }
 
 /** Return the JSON of a response, null if it is empty; throws RequestError. */
-export async function requestJson(path, options = {}) {
-  const response = await fetchOrThrow(path, options);
+export const requestJson = async (path, options = {}) => jsonOf(await fetchOrThrow(path, options));
+
+/** Return the JSON of a response of `fetchOrThrow`, null if it is empty; throws RequestError. */
+export const jsonOf = (response) => (response.status === 204 ? null : read(response.json()));
+
+/** Return the bytes of a response of `fetchOrThrow` as a Blob; throws RequestError. */
+export const blobOf = (response) => read(response.blob());
+
+async function read(body) {
   try {
-    return response.status === 204 ? null : await response.json();
+    return await body;
   } catch {
     throw new RequestError("The response of the server is incomplete. Try again.");
   }

@@ -128,7 +128,7 @@ function explanation(picture, { actions }) {
   const { explanation: found } = picture;
   return html`<details class="why" .open=${Boolean(picture.isExplained)} @toggle=${(event) => actions.explain(picture, event.target.open)}>
     <summary>Why?</summary>
-    ${!found || found.isLoading ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content, found.words)}
+    ${!found || found.isLoading ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message} <button type="button" class="link" @click=${() => actions.explainAgain(picture)}>Try again</button></p>` : explanationBody(found.content, found.words)}
   </details>`;
 }
 

@@ -236,14 +236,16 @@ export function createRunner(state, { changed, fail }) {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
     async start() {
       for (const picture of state.pictures) Object.assign(picture, { isWanted: true, failure: null });
-      state.isLive = true;
-      state.problem = null;
+      Object.assign(state, { isLive: true, isStarting: true, problem: null });
       if (state.run) state.run.isStopped = false;
+      changed();
       try {
         await learnLimits();
       } catch (error) {
         halt(error);
         return;
+      } finally {
+        state.isStarting = false;
       }
       pump();
     },

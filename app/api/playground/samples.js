@@ -1,4 +1,5 @@
 // Six photographs to try the page with; samples/README.md says where they are from.
+import { blobOf, fetchOrThrow } from "./requests.js";
 
 export const SAMPLES = [
   { name: "cat.jpg", subject: "a cat" },
@@ -15,7 +16,5 @@ export const sampleUrl = (name) => `playground/samples/${name}`;
 
 /** Return a sample as a file, like one of a file input. */
 export async function sampleFile(name) {
-  const response = await fetch(sampleUrl(name));
-  if (!response.ok) throw new Error(`The sample ${name} cannot be loaded: status ${response.status}.`);
-  return new File([await response.blob()], name, { type: "image/jpeg" });
+  return new File([await blobOf(await fetchOrThrow(sampleUrl(name)))], name, { type: "image/jpeg" });
 }

@@ -9,22 +9,24 @@ import { bar } from "./results.js";
 
 let picture = null; // {file, url}
 let requests = 0;
-let query = null; // the query of the captions on the screen
-let offsets = [0]; // of the pages up to the current one
+let loads = 0; // of the databases
 
 /** Show the view. */
 export async function showCaptions() {
+  loads += 1;
+  const load = loads;
+  clearRequestError(byId("search-error"));
   try {
-    const chosen = byId("search-database").value;
     const found = await allDatabases();
+    if (load !== loads) return;
+    const chosen = byId("search-database").value;
     byId("search-database").replaceChildren(...found.map(choice));
     if (found.some((entry) => entry.name === chosen && !entry.problem)) byId("search-database").value = chosen;
     byId("search").hidden = !found.length;
     byId("no-databases").hidden = found.length > 0;
     showBuilt(found);
-    clearRequestError(byId("search-error"));
   } catch (requestError) {
-    showLoadError(requestError, byId("search-error"));
+    if (load === loads) showLoadError(requestError, byId("search-error"), showCaptions);
   }
 }
 
@@ -65,9 +67,7 @@ async function search(event) {
   if (!byPicture) fields.text = byId("search-text").value.trim();
   if (byId("search-contains").value.trim()) fields.contains = byId("search-contains").value.trim();
   if (byId("search-min-score").value !== "") fields.min_score = Number(byId("search-min-score").value);
-  query = { database: byId("search-database").value, fields, file: byPicture ? picture.file : null };
-  offsets = [0];
-  return show();
+  return show({ database: byId("search-database").value, fields, file: byPicture ? picture.file : null }, [0]);
 }
 
 function refuse(field, problem) {
@@ -78,14 +78,15 @@ const CONTROLS = { text: "search-text", contains: "search-contains", min_score: 
 
 const controlOf = (field) => (field in CONTROLS ? byId(CONTROLS[field]) : null);
 
-async function show() {
+/** Show a page of the captions of a query; `offsets` are those of the pages up to it. */
+async function show(query, offsets) {
   requests += 1;
   const current = requests, focus = focusLater();
   clearRequestError(byId("search-error"));
   byId("search-status").textContent = "Searching…";
   try {
-    const response = await requestJson(pathOf("databases", query.database, "search"), request());
-    if (current === requests) showPage(response, focus);
+    const response = await requestJson(pathOf("databases", query.database, "search"), request(query, offsets.at(-1)));
+    if (current === requests) showPage(response, query, offsets, focus);
   } catch (requestError) {
     if (current !== requests) return;
     byId("search-status").textContent = "";
@@ -93,8 +94,8 @@ async function show() {
   }
 }
 
-function request() {
-  const fields = { ...query.fields, offset: offsets.at(-1) };
+function request(query, offset) {
+  const fields = { ...query.fields, offset };
   if (!query.file) return jsonOptions("POST", fields);
   const form = new FormData();
   form.append("image", query.file, query.file.name || "pasted");
@@ -102,7 +103,7 @@ function request() {
   return { method: "POST", body: form };
 }
 
-function showPage(response, focus) {
+function showPage(response, query, offsets, focus) {
   const first = offsets.at(-1), { results } = response;
   const range = results.length ? `Captions ${first + 1} to ${first + results.length}, nearest first` : "No caption matches";
   const filtered = query.fields.contains || query.fields.min_score !== undefined ? `, among the ${response.searched.toLocaleString("en")} nearest` : "";
@@ -111,10 +112,8 @@ function showPage(response, focus) {
   byId("captions").replaceChildren(...results.map((entry) => bar(entry.caption, entry.score, entry.score.toFixed(3))));
   byId("previous-captions").hidden = offsets.length < 2;
   byId("next-captions").hidden = response.next_offset === null;
-  byId("next-captions").onclick = () => {
-    offsets.push(response.next_offset);
-    show();
-  };
+  byId("previous-captions").onclick = () => show(query, offsets.slice(0, -1));
+  byId("next-captions").onclick = () => show(query, [...offsets, response.next_offset]);
   focus(byId("found-captions"));
 }
 
@@ -125,9 +124,5 @@ export function startSearch() {
   startBuilding(showCaptions);
   onFilesSelected(byId("search-file"), takeSearchPicture);
   dropZone(byId("search-drop"), takeSearchPicture);
-  byId("previous-captions").onclick = () => {
-    offsets.pop();
-    show();
-  };
   showKind();
 }

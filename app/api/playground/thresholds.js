@@ -2,7 +2,7 @@
 // of the label set, as the drafts of the editor are.
 import { html, live, nothing, render, repeat, svg } from "./lit.js";
 import { byId, countText, focusLater, percent } from "./elements.js";
-import { fetchOrThrow, jsonOptions, pathOf } from "./requests.js";
+import { fetchOrThrow, jsonOf, jsonOptions, pathOf } from "./requests.js";
 import { confirmDialog } from "./dialog.js";
 import { onJobs, watchJobs } from "./job_list.js";
 import { BOX, ORDERS, across, figuresAt, figuresOfAll, findSame, height, ordered, pathsOf, shortened } from "./threshold_curves.js";
@@ -19,7 +19,7 @@ let afterStoring = () => {};
 let afterLoading = () => {};
 
 const newState = (name) => ({
-  name, data: null, etag: null, job: null, paths: new Map(), changes: new Map(), shown: [], request: 0, busy: "", status: "", problem: "", conflict: false,
+  name, data: null, etag: null, job: null, paths: new Map(), changes: new Map(), shown: [], request: 0, isStoring: false, busy: "", status: "", problem: "", conflict: false,
   goal: "f1", share: "90", outcome: "", order: "given", query: "", count: PAGE, invalid: "",
 });
 
@@ -86,7 +86,7 @@ async function load(of, { query = "", onlySameVersion = false } = {}) {
   show();
   try {
     const response = await fetchOrThrow(`${path(of.name)}${query}`);
-    const data = await response.json();
+    const data = await jsonOf(response);
     if (request !== of.request || (onlySameVersion && data.version !== of.data.version)) return false;
     take(of, data, response.headers.get("etag"));
     return true;
@@ -146,6 +146,7 @@ async function suggest(event) {
 
 async function store() {
   const of = state, replaced = of.etag;
+  if (of.isStoring) return;
   if (!of.changes.size) {
     of.status = "There are no changes to store.";
     show();
@@ -153,23 +154,36 @@ async function store() {
   }
   const done = focusLater();
   of.request += 1; // curves that are being loaded are those of the version before
-  Object.assign(of, { busy: "Storing…", status: "", problem: "", conflict: false });
+  Object.assign(of, { isStoring: true, busy: "Storing…", status: "", problem: "", conflict: false });
   show();
-  byId("threshold-charts").inert = true;
   try {
     const thresholds = Object.fromEntries(of.changes);
-    const response = await fetchOrThrow(path(of.name), jsonOptions("PATCH", { thresholds }, { "If-Match": replaced }));
-    const labelSet = await response.json();
-    stored(of, thresholds, labelSet, response.headers.get("etag"));
+    const { labelSet, etag } = await send(of, thresholds);
+    stored(of, thresholds, labelSet, etag);
     afterStoring({ labelSet, etag: of.etag, replaced, thresholds });
   } catch (error) {
     if (error.status === 412) of.conflict = true;
     else of.problem = error.message;
   } finally {
-    byId("threshold-charts").inert = false;
-    of.busy = "";
+    of.request += 1; // as are those that were asked for meanwhile
+    Object.assign(of, { isStoring: false, busy: "" });
     show();
     if (of === state) done(storeButton());
+  }
+}
+
+/** Store thresholds; returns the new version, also if it was stored by an earlier attempt whose answer was lost. */
+async function send(of, thresholds) {
+  const answer = async (response) => ({ labelSet: await jsonOf(response), etag: response.headers.get("etag") });
+  try {
+    return await answer(await fetchOrThrow(path(of.name), jsonOptions("PATCH", { thresholds }, { "If-Match": of.etag })));
+  } catch (error) {
+    if (error.status !== 412) throw error;
+    const newest = await answer(await fetchOrThrow(pathOf("label-sets", of.name)));
+    const own = new Map(newest.labelSet.classes.map((entry) => [entry.name, entry.threshold ?? null]));
+    const isOwn = newest.labelSet.version === of.data.version + 1 && Object.entries(thresholds).every(([label, threshold]) => own.get(label) === threshold);
+    if (!isOwn) throw error;
+    return newest;
   }
 }
 
@@ -184,7 +198,8 @@ function stored(of, thresholds, labelSet, etag) {
 }
 
 async function loadLatest() {
-  if (await load(state)) storeButton().focus();
+  const of = state;
+  if ((await load(of)) && of === state) storeButton()?.focus();
 }
 
 const storeButton = () => byId("threshold-charts").querySelector(".store");
@@ -195,7 +210,7 @@ async function undoAll() {
   of.changes.clear();
   Object.assign(of, { status: "", conflict: false, outcome: "" });
   show();
-  storeButton().focus();
+  if (of === state) storeButton()?.focus();
 }
 
 // --- showing ---------------------------------------------------------------------------------------------------------
@@ -205,6 +220,7 @@ let shownUnstored = "";
 function show() {
   if (state) {
     byId("thresholds-unstored").hidden = !state.changes.size;
+    byId("threshold-charts").inert = state.isStoring;
     if (isOpen()) render(page(), byId("threshold-charts"));
   }
   const unstored = JSON.stringify([...states.values()].filter(({ changes }) => changes.size).map(({ name }) => name));
