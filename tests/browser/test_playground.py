@@ -714,6 +714,15 @@ def test_labels_are_discovered_and_suggested(open_page, pictures):
     expect(page.locator("#labels li span")).to_have_text(["cat"])
 
 
+def test_labels_cannot_be_suggested_for_images_that_are_known_to_be_unreadable(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "broken.jpg")
+    page.fill("#new-labels", "cat")
+    classify(page)
+    page.click("#suggest")
+    expect(page.locator("#source-labels .problem")).to_have_text("The server cannot read any of these images.")
+
+
 # --- captions --------------------------------------------------------------------------------------------------------
 
 

@@ -279,7 +279,7 @@ async function suggest() {
   let found;
   try {
     const results = await runner.ask(chosen, fields);
-    if (results.every((result) => result.error)) throw new RequestError(results[0].error.detail);
+    if (results.every((result) => result.error)) throw new RequestError(results[0]?.error.detail ?? "The server cannot read any of these images.");
     const scores = new Map();
     for (const { label, score } of results.flatMap((result) => result.predictions)) scores.set(label, (scores.get(label) ?? 0) + score);
     const labels = [...scores].sort(([, one], [, other]) => other - one).map(([label]) => label);
