@@ -97,6 +97,17 @@ def test_a_response_that_is_cut_off_is_a_sentence_in_every_view(open_page, clien
     expect(page.locator("#threshold-charts .problem")).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    "detail", ["the model is loading; try again later", "the model is loading", "the model is loading."]
+)
+def test_an_error_names_the_time_after_which_to_try_again(open_page, detail):
+    page = open_page()
+    busy = {"title": "Not ready", "detail": detail, "status": 429}
+    refuse_once(page, re.compile(r"/v1/databases$"), status=429, headers={"retry-after": "5"}, json=busy)
+    go(page, "#captions")
+    expect(page.locator("#search-error")).to_contain_text("Not ready: the model is loading. Try again in 5 s.")
+
+
 def test_a_sample_that_cannot_be_loaded_is_a_sentence(open_page):
     page = open_page()
     page.route("**/samples/cat.jpg", lambda route: route.fulfill(**BUSY))

@@ -95,7 +95,9 @@ async function requestErrorOf(response) {
   }
   const retryAfterS = secondsOf(response.headers.get("retry-after"));
   const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
-  return new RequestError(`${message}${retryAfterS ? ` Try again in ${durationText(retryAfterS)}.` : ""}`, {
+  // The server only says “later”; the header has the time.
+  const withTime = retryAfterS ? `${message.replace(/; try again( later)?$/, "").replace(/\.?$/, ".")} Try again in ${durationText(retryAfterS)}.` : message;
+  return new RequestError(withTime, {
     status, errors: body?.errors || [], title: body?.title || "", detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
     retryAfterS,
   });
