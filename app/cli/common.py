@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,7 +114,8 @@ def announced(text: str) -> Iterator[None]:
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Show what takes long: beside a spinner on a terminal, and elsewhere in a line once it has taken 5 s."""
-    with announced(text), err.status(text):
+    # Without a terminal, a spinner would print an empty line.
+    with announced(text), err.status(text) if err.is_terminal else nullcontext():
         yield
 
 
@@ -216,7 +217,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 def progress_bar(description: str) -> Iterator[OnProgress]:
     """Show progress on standard error, as a bar or in lines, and yield the function that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with announced(description), Progress(*columns, console=err, transient=True) as bar:
+    with announced(description), Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         line = bar.add_task(description, total=None)
         print_line = line_printer()
 
@@ -236,7 +237,10 @@ def captions_bar() -> Iterator[OnProgress]:
         TextColumn("{task.completed:,.0f} captions, {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with announced("Preparing the caption database"), Progress(*columns, console=err, transient=True) as bar:
+    with (
+        announced("Preparing the caption database"),
+        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
+    ):
         line: TaskID | None = None
         print_line = line_printer()
 

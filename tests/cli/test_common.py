@@ -57,6 +57,12 @@ def test_without_a_terminal_a_command_says_in_a_line_that_it_loads_a_model_for_l
     assert lines[0] == line
 
 
+def test_without_a_terminal_a_short_command_prints_nothing_but_its_result(run, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    done = run("classify", tmp_path / "red.png", "--labels", "red, blue", "--local")
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
 def test_without_a_terminal_progress_is_printed_in_lines(run, monkeypatch, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(picture("red"))
