@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -27,6 +28,8 @@ from app.main import create_app, load_encoders, prepare
 from app.observability.logs import configure_logs
 from app.runtime.memory import limit_arenas
 from app.settings import Settings, load_settings
+
+log = structlog.get_logger()
 
 # File descriptors of the database, weights, caption databases, fetched images and refused connections.
 _OTHER_DESCRIPTORS = 512
@@ -52,7 +55,11 @@ class _Server(uvicorn.Server):
         self._stops_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at once; after the first SIGTERM only when ``drain_s`` has passed."""
+        """Stop; after the first SIGTERM only when ``drain_s`` has passed, and without waiting at another SIGINT."""
+        if sig == signal.SIGINT and self.should_exit:
+            # uvicorn would log that it has cancelled its own tasks.
+            log.warning("stopped_without_waiting")
+            _end_process(128 + sig)
         if sig == signal.SIGTERM and self._drain_s and self.started and self._stops_at is None:
             self._app.state.service.health.begin_draining()
             self._stops_at = time.monotonic() + self._drain_s

@@ -1,6 +1,7 @@
 """A server that was told to stop says so first."""
 
 import signal
+import socket
 import time
 
 import pytest
@@ -29,6 +30,32 @@ def test_sigterm_makes_it_unready_while_it_serves_on_and_a_second_signal_ends_th
         server.signal(again)
         assert server.wait(60) == status
         assert "Finished server process" in server.log[-1]
+
+
+def test_a_second_interrupt_ends_it_without_waiting_for_requests(tmp_path):
+    with serving(data_dir=tmp_path) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), 20) as upload:
+            head = (
+                "POST /v1/classify HTTP/1.1",
+                "Host: 127.0.0.1",
+                "Content-Type: image/jpeg",
+                "Content-Length: 9",
+                "",
+                "",
+            )
+            upload.sendall("\r\n".join(head).encode())
+            with server.client() as client:
+                assert client.get("/healthz").status_code == 200
+            server.signal(signal.SIGINT)
+            give_up_at = time.monotonic() + 20
+            while not any("Waiting for connections" in line for line in server.log):
+                assert time.monotonic() < give_up_at, server.log
+                time.sleep(0.02)
+            server.signal(signal.SIGINT)
+            assert server.wait(10) == 128 + signal.SIGINT
+    assert "stopped_without_waiting" in server.log[-1]
+    assert not any("Traceback" in line for line in server.log)
 
 
 def test_a_server_with_torch_stops_without_reports_of_its_libraries(tmp_path):
