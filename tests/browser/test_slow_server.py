@@ -816,6 +816,28 @@ def test_storing_thresholds_again_after_an_answer_was_lost_is_no_conflict(open_p
     expect(page.locator(".store-bar .status")).to_have_text(f"Stored as {with_curves}@4.")
 
 
+def test_what_somebody_types_is_kept_while_the_page_changes(open_page, client, with_curves, pictures):
+    page = open_page(f"#label-sets/{with_curves}")
+    slider = open_thresholds(page)
+    field = page.get_by_label("Threshold of cat, as a number")
+    field.press_sequentially("0")
+    typed = field.input_value()
+    slider.evaluate("each => { each.value = 0.9; each.dispatchEvent(new Event('input', { bubbles: true })); }")
+    expect(page.get_by_label("Threshold of dog, as a number")).to_have_value("0.90")
+    expect(field).to_have_value(typed)
+    go(page, "#classify")
+    choose(page, pictures / "chelsea.jpg")
+    page.click("text=Options")
+    page.locator("#template").press_sequentially("a drawing of")
+    choose(page, pictures / "coffee.jpg")
+    expect(page.locator("#classify")).to_have_text("Classify 2 images")
+    expect(page.locator("#template")).to_have_value("a drawing of")
+    for entered, used in (("500", "100"), ("700", "100"), ("", "5")):
+        page.fill("#top-k", entered)
+        page.locator("#top-k").press("Tab")
+        expect(page.locator("#top-k")).to_have_value(used)
+
+
 def test_thresholds_of_a_label_set_that_was_left_move_no_focus(open_page, client, with_curves):
     other = new_label_set(client, f"{with_curves}-2", "fox")
     page = open_page(f"#label-sets/{with_curves}")

@@ -143,6 +143,13 @@ function discovery(state, actions) {
 
 // --- options -------------------------------------------------------------------------------------------------------------
 
+/** Return the number of labels that was entered, and show it, since it may be the one that is used already. */
+function topKOf(input) {
+  const topK = Math.min(100, Math.max(1, Math.round(Number(input.value)) || 5));
+  input.value = topK;
+  return topK;
+}
+
 function optionsPanel(state, actions) {
   const summary = state.methods.find((entry) => entry.name === state.options.method)?.summary;
   const changed = ["method", "model", "template", "multiLabel"].filter((name) => state.options[name]).length;
@@ -152,8 +159,8 @@ function optionsPanel(state, actions) {
     <div class="field"><label for="method">Method</label>${select("method", state, actions, [["", "Default"], ["auto", "auto"], ...state.methods.map((entry) => [entry.name, entry.name])])}</div>
     ${summary ? html`<p id="method-summary" class="hint">${summary}</p>` : nothing}
     <div class="field"><label for="model">Model</label>${select("model", state, actions, state.models.map((entry, index) => [index ? entry.name : "", entry.name]))}</div>
-    <div class="field"><label for="template">Template</label><input id="template" placeholder="a photo of a {}." autocomplete="off" .value=${live(state.options.template)} aria-invalid=${invalid(state, "template")} aria-describedby=${describedBy(state, "template")} @change=${(event) => actions.setOption("template", event.target.value)}>${fieldProblem(state, "template")}</div>
-    <div class="field"><label for="top-k">Labels per image</label><input id="top-k" type="number" min="1" max="100" .value=${live(String(state.options.topK))} aria-invalid=${invalid(state, "top_k")} @change=${(event) => actions.setOption("topK", Math.min(100, Math.max(1, Math.round(Number(event.target.value)) || 5)))}>${fieldProblem(state, "top_k")}</div>
+    <div class="field"><label for="template">Template</label><input id="template" placeholder="a photo of a {}." autocomplete="off" .value=${state.options.template} aria-invalid=${invalid(state, "template")} aria-describedby=${describedBy(state, "template")} @change=${(event) => actions.setOption("template", event.target.value)}>${fieldProblem(state, "template")}</div>
+    <div class="field"><label for="top-k">Labels per image</label><input id="top-k" type="number" min="1" max="100" .value=${String(state.options.topK)} aria-invalid=${invalid(state, "top_k")} @change=${(event) => actions.setOption("topK", topKOf(event.target))}>${fieldProblem(state, "top_k")}</div>
   </details>`;
 }
 

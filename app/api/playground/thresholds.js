@@ -339,7 +339,7 @@ function card(label) {
         </dl>
         <p class="counts">${inWords(at)}</p>` : nothing}
       <div class="own">
-        <label>Threshold <input inputmode="decimal" autocomplete="off" aria-label="Threshold of ${name}, as a number" aria-invalid=${state.invalid === name ? "true" : nothing} .value=${live(state.invalid === name ? state.invalidText : text(threshold))} @change=${(event) => typed(label, event.target)}></label>
+        <label>Threshold <input inputmode="decimal" autocomplete="off" aria-label="Threshold of ${name}, as a number" aria-invalid=${state.invalid === name ? "true" : nothing} .value=${state.invalid === name ? state.invalidText : text(threshold)} @change=${(event) => typed(label, event.target)}></label>
         ${isAutomatic ? html`<span class="hint">automatic</span>` : html`<button type="button" class="link" aria-label="Automatic threshold for ${name}" @click=${editor(label, null)}>Automatic</button>`}
         ${isChanged ? html`<button type="button" class="link" aria-label="Undo the threshold of ${name}" @click=${editor(label, label.own)}>Undo</button>` : nothing}
       </div>
