@@ -278,6 +278,40 @@ def test_saving_again_after_an_answer_was_lost_is_no_conflict(open_page, client,
     assert page.evaluate("location.hash") == f"#label-sets/{pets}-2"
 
 
+def test_the_focus_stays_where_it_was_when_the_server_refuses(open_page, client, pets):
+    stored = client.get(f"/v1/label-sets/{pets}")
+    changed = {"classes": ["cat", "dog", "fox"]}
+    client.put(f"/v1/label-sets/{pets}", json=changed, headers={"If-Match": stored.headers["etag"]}).raise_for_status()
+    page = open_page(f"#label-sets/{pets}")
+    opened(page, pets)
+
+    def refused(control, method, act):
+        held = hold(page, f"**/v1/label-sets/{pets}", method)
+        act()
+        wait_for(page, lambda: held)
+        page.wait_for_function("document.activeElement === document.body")
+        held[0].fulfill(**BUSY)
+        expect(page.locator("#editor-error")).to_have_text(REFUSED)
+        expect(page.locator(control)).to_be_focused()
+        page.unroute(f"**/v1/label-sets/{pets}")
+
+    def delete():
+        page.click("#delete-label-set")
+        page.click("dialog .danger")
+
+    def choose_version():
+        page.focus("#editor-version")
+        page.select_option("#editor-version", "1")
+
+    def save():
+        page.fill("#new-classes", "hen")
+        page.click("#save-label-set")
+
+    refused("#delete-label-set", "DELETE", delete)
+    refused("#editor-version", "GET", choose_version)
+    refused("#save-label-set", "PUT", save)
+
+
 def test_a_slow_deletion_happens_once_and_leaves_the_view_alone(open_page, client, pets):
     other = new_label_set(client, f"{pets}-2", "parrot")
     page = open_page(f"#label-sets/{pets}")
