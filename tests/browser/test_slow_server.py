@@ -312,6 +312,18 @@ def test_the_focus_stays_where_it_was_when_the_server_refuses(open_page, client,
     refused("#save-label-set", "PUT", save)
 
 
+def test_undoing_discards_the_classes_that_were_typed_and_not_added(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    opened(page, pets)
+    page.fill("#new-classes", "fox")
+    page.press("#new-classes", "Enter")
+    page.fill("#new-classes", "hen")
+    page.click("#undo-changes")
+    page.click("dialog .danger")
+    expect(page.locator("#editor-classes summary strong")).to_have_text(["cat", "dog"])
+    expect(page.locator("#new-classes")).to_have_value("")
+
+
 def test_a_slow_deletion_happens_once_and_leaves_the_view_alone(open_page, client, pets):
     other = new_label_set(client, f"{pets}-2", "parrot")
     page = open_page(f"#label-sets/{pets}")

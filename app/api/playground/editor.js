@@ -330,6 +330,7 @@ async function replaceBy(version, edited, focused) {
     const loaded = await loadDraft(edited.name, version);
     if (request !== latestRequest) return;
     drafts.set(edited.name, loaded);
+    if (isChanged(edited)) byId("new-classes").value = ""; // discarded as well
     show(loaded);
     byId(focused).focus();
   } catch (requestError) {
