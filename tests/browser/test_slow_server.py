@@ -372,6 +372,19 @@ def test_the_list_of_label_sets_is_the_newest_and_is_loaded_again(open_page, cli
     expect(page.locator("#label-sets-error")).to_be_hidden()
 
 
+def test_the_focus_stays_near_what_is_tried_again(open_page, pets):
+    page = open_page()
+    for _ in range(2):
+        refuse_once(page, "**/v1/label-sets?*")
+    go(page, "#label-sets")
+    again = page.locator("#label-sets-error button")
+    again.press("Enter")
+    expect(again).to_be_focused()
+    again.press("Enter")
+    expect(page.locator("#label-sets-error")).to_be_hidden()
+    expect(page.locator("#view-label-sets")).to_be_focused()
+
+
 def test_a_view_whose_modules_cannot_be_loaded_can_be_tried_again_there(open_page):
     page = open_page()
     page.route("**/playground/label_sets.js", lambda route: route.fulfill(status=404))
@@ -381,6 +394,7 @@ def test_a_view_whose_modules_cannot_be_loaded_can_be_tried_again_there(open_pag
     page.click("#label-sets-error >> text=Try again")
     expect(page.locator("#shipped-list li").first).to_be_visible()
     expect(page.locator("#label-sets-error")).to_be_hidden()
+    expect(page.locator("#view-label-sets")).to_be_focused()
 
 
 # --- example images --------------------------------------------------------------------------------------------------
