@@ -278,6 +278,52 @@ def test_saving_again_after_an_answer_was_lost_is_no_conflict(open_page, client,
     assert page.evaluate("location.hash") == f"#label-sets/{pets}-2"
 
 
+def test_the_focus_stays_where_it_was_when_the_server_refuses(open_page, client, pets):
+    stored = client.get(f"/v1/label-sets/{pets}")
+    changed = {"classes": ["cat", "dog", "fox"]}
+    client.put(f"/v1/label-sets/{pets}", json=changed, headers={"If-Match": stored.headers["etag"]}).raise_for_status()
+    page = open_page(f"#label-sets/{pets}")
+    opened(page, pets)
+
+    def refused(control, method, act):
+        held = hold(page, f"**/v1/label-sets/{pets}", method)
+        act()
+        wait_for(page, lambda: held)
+        page.wait_for_function("document.activeElement === document.body")
+        held[0].fulfill(**BUSY)
+        expect(page.locator("#editor-error")).to_have_text(REFUSED)
+        expect(page.locator(control)).to_be_focused()
+        page.unroute(f"**/v1/label-sets/{pets}")
+
+    def delete():
+        page.click("#delete-label-set")
+        page.click("dialog .danger")
+
+    def choose_version():
+        page.focus("#editor-version")
+        page.select_option("#editor-version", "1")
+
+    def save():
+        page.fill("#new-classes", "hen")
+        page.click("#save-label-set")
+
+    refused("#delete-label-set", "DELETE", delete)
+    refused("#editor-version", "GET", choose_version)
+    refused("#save-label-set", "PUT", save)
+
+
+def test_undoing_discards_the_classes_that_were_typed_and_not_added(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    opened(page, pets)
+    page.fill("#new-classes", "fox")
+    page.press("#new-classes", "Enter")
+    page.fill("#new-classes", "hen")
+    page.click("#undo-changes")
+    page.click("dialog .danger")
+    expect(page.locator("#editor-classes summary strong")).to_have_text(["cat", "dog"])
+    expect(page.locator("#new-classes")).to_have_value("")
+
+
 def test_a_slow_deletion_happens_once_and_leaves_the_view_alone(open_page, client, pets):
     other = new_label_set(client, f"{pets}-2", "parrot")
     page = open_page(f"#label-sets/{pets}")
@@ -326,6 +372,19 @@ def test_the_list_of_label_sets_is_the_newest_and_is_loaded_again(open_page, cli
     expect(page.locator("#label-sets-error")).to_be_hidden()
 
 
+def test_the_focus_stays_near_what_is_tried_again(open_page, pets):
+    page = open_page()
+    for _ in range(2):
+        refuse_once(page, "**/v1/label-sets?*")
+    go(page, "#label-sets")
+    again = page.locator("#label-sets-error button")
+    again.press("Enter")
+    expect(again).to_be_focused()
+    again.press("Enter")
+    expect(page.locator("#label-sets-error")).to_be_hidden()
+    expect(page.locator("#view-label-sets")).to_be_focused()
+
+
 def test_a_view_whose_modules_cannot_be_loaded_can_be_tried_again_there(open_page):
     page = open_page()
     page.route("**/playground/label_sets.js", lambda route: route.fulfill(status=404))
@@ -335,6 +394,7 @@ def test_a_view_whose_modules_cannot_be_loaded_can_be_tried_again_there(open_pag
     page.click("#label-sets-error >> text=Try again")
     expect(page.locator("#shipped-list li").first).to_be_visible()
     expect(page.locator("#label-sets-error")).to_be_hidden()
+    expect(page.locator("#view-label-sets")).to_be_focused()
 
 
 # --- example images --------------------------------------------------------------------------------------------------

@@ -158,10 +158,13 @@ function addTyped() {
 
 /** Say what a draft waits for, empty for nothing. Until then it cannot be edited: the answer would overwrite the edits. */
 function setBusy(waiting, text) {
+  const form = byId("label-set-form"), { from } = waiting;
   waiting.busy = text;
+  waiting.from = text && form.contains(document.activeElement) ? document.activeElement : null;
   if (waiting !== draft) return;
-  byId("label-set-form").inert = text !== "";
+  form.inert = text !== "";
   byId("editor-status").textContent = text;
+  if (document.activeElement === document.body) from?.focus(); // an inert element loses the focus
 }
 
 // --- saving ----------------------------------------------------------------------------------------------------------
@@ -327,6 +330,7 @@ async function replaceBy(version, edited, focused) {
     const loaded = await loadDraft(edited.name, version);
     if (request !== latestRequest) return;
     drafts.set(edited.name, loaded);
+    if (isChanged(edited)) byId("new-classes").value = ""; // discarded as well
     show(loaded);
     byId(focused).focus();
   } catch (requestError) {

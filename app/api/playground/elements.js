@@ -58,6 +58,19 @@ export function focusLater() {
   };
 }
 
+/**
+ * Return a button in the place of an error that tries again. Its focus moves to the new button after another error, else
+ * to the view around it.
+ */
+export function tryAgainButton(place, again) {
+  const onclick = async () => {
+    await again();
+    const at = document.activeElement;
+    if (at === document.body || place.contains(at)) (place.querySelector("button") ?? place.closest("[tabindex]"))?.focus({ preventScroll: true });
+  };
+  return create("button", { type: "button", className: "link", textContent: "Try again", onclick });
+}
+
 /** Move the focus to the next remove button of a list, or to `otherwise` if the list is empty. */
 export function refocus(list, index, otherwise) {
   const buttons = list.querySelectorAll("button");

@@ -1,5 +1,5 @@
 // The entry point: connects the views. The modules of a view that is not open at first are loaded when it is.
-import { byId, create } from "./elements.js";
+import { byId, tryAgainButton } from "./elements.js";
 import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
@@ -33,8 +33,7 @@ async function open(load, errorId, show) {
   try {
     view = await load();
   } catch {
-    const again = create("button", { type: "button", className: "link", textContent: "Try again", onclick: () => open(load, errorId, show) });
-    problem.replaceChildren("This view cannot be loaded. Is the server running? ", again);
+    problem.replaceChildren("This view cannot be loaded. Is the server running? ", tryAgainButton(problem, () => open(load, errorId, show)));
     problem.hidden = false;
     return;
   }

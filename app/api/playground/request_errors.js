@@ -1,5 +1,5 @@
 // Errors of requests, shown in a place of their own or next to the field that they concern.
-import { byId, countText, create, isTyping } from "./elements.js";
+import { byId, countText, create, isTyping, tryAgainButton } from "./elements.js";
 
 // At most this many collapsed sections are opened at once to show errors.
 const MAX_OPENED = 30;
@@ -40,9 +40,9 @@ export function showLoadError(error, place, again) {
   } else showRequestError(error, place);
   const retry = () => {
     clearRequestError(place);
-    again();
+    return again();
   };
-  place.append(" ", create("button", { type: "button", className: "link", textContent: "Try again", onclick: retry }));
+  place.append(" ", tryAgainButton(place, retry));
 }
 
 /** Remove the error in a place, and the messages next to the fields of the surrounding form or view. */
