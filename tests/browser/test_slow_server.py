@@ -289,7 +289,7 @@ def test_the_focus_stays_where_it_was_when_the_server_refuses(open_page, client,
         held = hold(page, f"**/v1/label-sets/{pets}", method)
         act()
         wait_for(page, lambda: held)
-        page.wait_for_function("document.activeElement === document.body")
+        wait_for(page, lambda: page.evaluate("document.activeElement === document.body"))
         held[0].fulfill(**BUSY)
         expect(page.locator("#editor-error")).to_have_text(REFUSED)
         expect(page.locator(control)).to_be_focused()
@@ -969,6 +969,7 @@ def test_names_that_cannot_be_loaded_are_loaded_again_by_a_button(open_page, pet
     page.click("#load-error >> text=Try again")
     expect(page.locator("#label-set")).to_be_visible()
     expect(page.locator("#load-error")).to_be_hidden()
+    expect(page.locator("#results")).to_be_focused()
 
 
 def test_an_older_list_of_label_sets_does_not_change_the_choice(open_page, client, pets):

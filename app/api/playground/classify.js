@@ -1,5 +1,5 @@
 // The view Classify: images and labels in, verdicts out. classify_view.js draws its state, runner.js sends the requests.
-import { byId, focusLater, isTyping, splitLabels } from "./elements.js";
+import { byId, focusLater, isTyping, keepFocus, splitLabels } from "./elements.js";
 import { RequestError } from "./requests.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
 import { dropZone, pathOfFile, splitFiles } from "./file_drops.js";
@@ -388,7 +388,11 @@ async function copy(text) {
 
 const actions = {
   submit, addLabels, addTyped, labelKey, removeLabel, removeLabels, setSource, suggest, remove, removeAll, useSamples, open, camera, imageUrls,
-  correct: tools.correct, compareTwo: tools.compareTwo, showEarlier: tools.showEarlier, explain, explainAgain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry, reload,
+  correct: tools.correct, compareTwo: tools.compareTwo, showEarlier: tools.showEarlier, explain, explainAgain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry,
+  async reload() {
+    await reload();
+    whenDrawn(() => keepFocus(find("#results > [role=alert]")));
+  },
   filesSelected({ target }) {
     takePictures([...target.files]);
     target.value = ""; // allows selecting the same file again

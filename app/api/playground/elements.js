@@ -58,17 +58,19 @@ export function focusLater() {
   };
 }
 
-/**
- * Return a button in the place of an error that tries again. Its focus moves to the new button after another error, else
- * to the view around it.
- */
+/** Return a button in the place of an error that tries again. */
 export function tryAgainButton(place, again) {
   const onclick = async () => {
     await again();
-    const at = document.activeElement;
-    if (at === document.body || place.contains(at)) (place.querySelector("button") ?? place.closest("[tabindex]"))?.focus({ preventScroll: true });
+    keepFocus(place);
   };
   return create("button", { type: "button", className: "link", textContent: "Try again", onclick });
+}
+
+/** Move the focus of a button that is gone to the one that replaces it after another error, else to what is around it. */
+export function keepFocus(place) {
+  const at = document.activeElement;
+  if (at === document.body || place.contains(at)) (place.querySelector("button") ?? place.closest("[tabindex]"))?.focus({ preventScroll: true });
 }
 
 /** Move the focus to the next remove button of a list, or to `otherwise` if the list is empty. */
