@@ -26,5 +26,5 @@ class Problem(Response):
     errors: list[dict[str, str]] | None = Field(
         None,
         exclude_if=lambda errors: errors is None,
-        description="For 422: the invalid fields and their problems, at most 100; `detail` counts the others.",
+        description="For 422: the invalid fields and their problems, at most 100.",
     )
