@@ -165,7 +165,7 @@ def test_an_unknown_name_error_suggests_the_most_similar_of_the_first_known_name
 @given(st.lists(st.builds(FieldProblem, st.text(), st.text()), min_size=1, max_size=5))
 def test_a_field_error_lists_every_problem(problems):
     error = InvalidFieldError(problems)
-    assert all(item.field in error.message and item.problem in error.message for item in problems)
+    assert all(item.field[:200] in error.message and item.problem in error.message for item in problems)
     assert error.problems == tuple(problems)
 
 
